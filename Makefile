@@ -1,0 +1,61 @@
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+USER_STAMP := $(VENV)/.installed
+DEV_STAMP  := $(VENV)/.installed-dev
+# one thread a process: two two-threaded torch processes on two cores run ten times slower
+QUIET  := OMP_NUM_THREADS=1 MPLBACKEND=agg
+
+.PHONY: help install toy lab test check export nbs readme clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 10
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed: call make PYTHON=python3.11, say."; exit 2; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo "Python's venv is missing: apt-get install python3-venv, then call make again."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(USER_STAMP): settings.ini setup.py pyproject.toml | $(VENV)/bin/python
+	@echo "Installing into $(VENV): about 2 minutes, 6 GB (PyTorch is nearly all of it)."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(DEV_STAMP): settings.ini setup.py pyproject.toml | $(VENV)/bin/python
+	@echo "Installing into $(VENV), with the course's tools: about 2 minutes, 6 GB."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(USER_STAMP)
+
+install: $(DEV_STAMP)  ## make .venv with the package and the course's tools
+
+toy: $(USER_STAMP)  ## train all methods on two moons and draw them (70 s after the install)
+	$(BIN)/consistency-edu toy $(ARGS)
+
+lab: $(DEV_STAMP)  ## open the course in JupyterLab
+	$(BIN)/jupyter lab nbs/index.ipynb
+
+test: $(DEV_STAMP) check  ## everything CI checks: export, notebooks, tests (under 10 minutes)
+	$(QUIET) $(BIN)/nbdev_test --n_workers 2 --do_print --timing
+	$(QUIET) $(BIN)/python -m pytest -q tests -m slow
+
+check: $(DEV_STAMP)  ## the part of the tests that takes under 90 s
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
+	$(QUIET) $(BIN)/python -m pytest -q tests -m "not slow"
+
+export: $(DEV_STAMP)  ## write the package from the notebooks
+	$(BIN)/ruff check --quiet --fix nbs tests tools
+	$(BIN)/ruff format --quiet nbs tests tools
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+nbs: $(DEV_STAMP)  ## run every notebook and store its outputs
+	$(QUIET) $(BIN)/python tools/run_notebooks.py
+
+readme: $(DEV_STAMP)  ## write README.md from nbs/index.ipynb
+	$(BIN)/python tools/readme.py
+
+clean:  ## remove .venv and everything built
+	rm -rf $(VENV) _build build *.egg-info

@@ -1,0 +1,58 @@
+"""Read an nbdev notebook for the website: obey its `#|` lines, then drop them.
+
+hide, default_exp, include: false -> the cell goes; echo: false -> its code goes;
+output: false -> its output goes; code-fold -> its code folds; a heading ending in ` -` goes,
+as do calls of nbdev_export.  The first markdown cell's `> summary` line stays a quote.
+"""
+
+import re
+
+import nbformat
+
+LINE = re.compile(r"^\s*#\s*\|\s*([\w-]+)(?:\s*:)?[ \t]*(.*)$")
+GONE = {"hide", "default_exp"}
+
+
+def directives(source: str) -> tuple[dict[str, str], str]:
+    found, lines = {}, source.splitlines()
+    while lines and (m := LINE.match(lines[0])):
+        found[m[1]] = m[2].strip()
+        lines.pop(0)
+    body = "\n".join(x for x in lines if not re.search(r"#\|\s*hide_line\s*$", x))
+    return found, body.strip("\n")
+
+
+def read(text: str, fold_exports: bool = False) -> nbformat.NotebookNode:
+    nb = nbformat.reads(text, as_version=4)
+    kept = []
+    for cell in nb.cells:
+        if cell.cell_type == "raw" and cell.source.strip().startswith("---"):
+            continue
+        if cell.cell_type == "markdown" and re.match(r"#+ .* -\s*$", cell.source):
+            continue
+        if cell.cell_type == "code":
+            d, cell.source = directives(cell.source)
+            if (
+                GONE & d.keys()
+                or d.get("include", "").lower() == "false"
+                or "nbdev_export(" in cell.source
+            ):
+                continue
+            tags = set(cell.metadata.get("tags", []))
+            if d.get("echo", "").lower() == "false":
+                tags.add("remove-input")
+            if d.get("output", "").lower() == "false":
+                tags.add("remove-output")
+            if d.get("code-fold", "").lower() in ("true", "show") or (
+                fold_exports and d.keys() & {"export", "exports", "exporti"}
+            ):
+                tags.add("hide-input")
+            cell.metadata["tags"] = sorted(tags)
+            figure = {k: d[f"fig-{k}"].strip("\"'") for k in ("cap", "alt") if f"fig-{k}" in d}
+            if "alt" in figure:
+                cell.metadata.setdefault("mystnb", {})["image"] = {"alt": figure["alt"]}
+            if "cap" in figure:
+                cell.metadata.setdefault("mystnb", {})["figure"] = {"caption": figure["cap"]}
+        kept.append(cell)
+    nb.cells = kept
+    return nb

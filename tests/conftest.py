@@ -1,0 +1,50 @@
+"""Shared by all tests: where the project is, and one way to run its commands."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from consistency_edu.data import GaussianMixture
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMAND = Path(sys.executable).with_name("consistency-edu")
+
+
+def quiet_environment(**more):
+    """This environment with one thread a process, no bars and no window."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "IN_TEST": "1", **more}
+
+
+def run_cli(*args, cwd, **options):
+    """Run `consistency-edu` with `args` in `cwd`, and return the finished process with output."""
+    command = [COMMAND, *map(str, args)]
+    options = {"capture_output": True, "text": True, "timeout": 900, **options}
+    return subprocess.run(command, cwd=cwd, env=quiet_environment(), **options)
+
+
+def make_mixture(means, stds, weights=None):
+    """A float64 mixture of one class."""
+    means, stds = torch.tensor(means).double(), torch.tensor(stds).double()
+    weights = torch.ones(len(means)).double() if weights is None else torch.tensor(weights).double()
+    return GaussianMixture(means, stds, weights / weights.sum(), torch.zeros(len(means)).long())
+
+
+@pytest.fixture(scope="session")
+def blobs():
+    """Three wide, overlapping blobs: no parting line, so that solver errors converge."""
+    return make_mixture([[-0.4, 0.0], [0.3, 0.4], [0.2, -0.4]], [0.3, 0.35, 0.4])
+
+
+@pytest.fixture(scope="session")
+def normal():
+    """A single Gaussian off the origin, whose ODE has a closed form."""
+    return make_mixture([[0.3, -0.2]], [0.5])
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)

@@ -1,0 +1,90 @@
+"""The command line: exit statuses, one sentence for bad input, and files that are always whole."""
+
+import json
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import COMMAND, quiet_environment, run_cli
+
+
+def sentence(done):
+    """The error a person sees: exactly one line, no traceback."""
+    lines = done.stderr.strip().splitlines()
+    assert "Traceback" not in done.stderr and len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("args", "remedy"),
+    [
+        (["--dataset", "moon"], "did you mean 'moons'?"),
+        (["--dataset", "mnist"], "Choose one of moons, circles"),
+        (["--out", "file"], "choose another folder with --out"),
+        (["--out", "file/below"], "choose another folder with --out"),
+        (["--steps", "0"], "steps must be at least 1"),
+        (["--samples", "1"], "samples at least 2"),
+    ],
+)
+def test_bad_input_is_one_sentence(args, remedy, tmp_path):
+    (tmp_path / "file").write_text("taken")
+    done = run_cli("toy", *args, cwd=tmp_path)
+    assert done.returncode == 2 and remedy in sentence(done)
+    assert (tmp_path / "file").read_text() == "taken" and not (tmp_path / "results").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "args", [["tooy"], ["toy", "--stepz", "3"], ["toy", "--steps", "many"], []]
+)
+def test_unknown_words_exit_with_2(args, tmp_path):
+    done = run_cli(*args, cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr + done.stdout
+
+
+@pytest.mark.slow
+def test_a_small_run_writes_whole_files_and_overwrites_them(tmp_path):
+    for steps in (2, 3):
+        done = run_cli("toy", "--steps", steps, "--samples", 40, "--seed", 7, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        table = json.loads((tmp_path / "results" / "toy_moons_seed7.json").read_text())
+        assert {row["steps"] for row in table["rows"]} == {0, steps}
+    names = sorted(p.name for p in tmp_path.rglob("*") if p.is_file())
+    assert names == [f"toy_moons_seed7.{kind}" for kind in ("gif", "json", "png")]
+    keys = {"method", "teacher", "nfe", "sliced_w2", "energy_distance", "train_seconds", "steps"}
+    assert all(keys | {"paired_error"} == set(row) for row in table["rows"])
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_numbers(tmp_path):
+    rows = []
+    for folder in ("one", "two"):
+        run_cli("toy", "--steps", 5, "--samples", 40, "--out", folder, cwd=tmp_path)
+        table = json.loads((tmp_path / folder / "results" / "toy_moons_seed0.json").read_text())
+        for row in table["rows"]:
+            del row["train_seconds"]
+        rows.append(table["rows"])
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_what_is_finished(tmp_path):
+    command = [COMMAND, "toy", "--steps", "1500", "--samples", "200"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=tmp_path, env=quiet_environment(), **options)
+    table = tmp_path / "results" / "toy_moons_seed0.json"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (
+        table.exists() and '"method": "teacher"' in table.read_text()
+    ):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in said, said
+    assert "What was finished is in" in said
+    methods = [row["method"] for row in json.loads(table.read_text())["rows"]]
+    assert methods[:2] == ["exact", "teacher"] and "boot" not in methods
+    assert (tmp_path / "images" / "toy_moons_seed0.png").exists()
+    assert not list(tmp_path.rglob(".partial-*"))

@@ -1,0 +1,108 @@
+"""The built package works for a user who has its requirements, and none of the course's tools."""
+
+import importlib.metadata as metadata
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, quiet_environment
+
+SOURCES = ["settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"]
+TOOLS = ["nbdev", "fastcore", "execnb", "IPython", "jupyter", "notebook", "ipykernel", "nbformat"]
+
+pytestmark = pytest.mark.slow
+
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements(name):
+    """The names that an installed distribution requires without extras, on this machine."""
+    from packaging.requirements import Requirement
+
+    for text in metadata.requires(name) or []:
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield requirement.name
+
+
+def closure(names):
+    """All distributions that `names` need, directly or not."""
+    found, todo = {}, list(names)
+    while todo:
+        name = normal(todo.pop())
+        if name in found:
+            continue
+        try:
+            found[name] = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue  # another platform's
+        todo += requirements(name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from a copy of the project."""
+    source = tmp_path_factory.mktemp("source")
+    for name in SOURCES:
+        shutil.copy(ROOT / name, source)
+    skip = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "consistency_edu", source / "consistency_edu", ignore=skip)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "-w", source / "dist", source], check=True, capture_output=True)
+    (path,) = (source / "dist").glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def user_python(wheel, tmp_path_factory):
+    """The interpreter of an environment with the wheel, its requirements, and nothing else."""
+    folder = tmp_path_factory.mktemp("user")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+        (card,) = [n for n in archive.namelist() if n.endswith("METADATA")]
+        text = archive.read(card).decode()
+    names = re.findall(r"^Requires-Dist: ([\w.-]+)(?!.*extra ==)", text, re.M)
+    assert "torch" in names and not set(names) & {"nbdev", "jupyter", "fastcore"}
+    for distribution in closure(names).values():
+        home = Path(distribution.locate_file(""))
+        for top in {f.parts[0] for f in distribution.files or [] if f.parts[0] != ".."}:
+            if not (site / top).exists() and (home / top).exists():
+                (site / top).symlink_to(home / top)
+    return folder / "bin" / "python"
+
+
+def test_every_module_imports_without_the_tools(user_python, tmp_path):
+    modules = sorted(p.stem for p in (ROOT / "consistency_edu").glob("[!_]*.py"))
+    code = f"""
+import importlib, importlib.util, sys
+assert not [name for name in {TOOLS} if importlib.util.find_spec(name)]
+for name in {modules}:
+    module = importlib.import_module("consistency_edu." + name)
+    assert "site-packages" in module.__file__, module.__file__
+print(len({modules}), "modules")
+"""
+    command = [user_python, "-c", code]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=quiet_environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"{len(modules)} modules" and len(modules) >= 14
+
+
+def test_the_toy_runs_from_the_wheel(user_python, tmp_path):
+    start = "from consistency_edu.cli import main; raise SystemExit(main())"
+    command = [user_python, "-c", start, "toy", "--steps", "3", "--samples", "50"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=quiet_environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "results" / "toy_moons_seed0.json").exists()
