@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['TOYS', 'InputError', 'per_sample', 'GaussianMixture', 'draw_normal', 'draw_uniform', 'draw_points', 'choose', 'toy',
-           'toy_batches']
+           'toy_batches', 'load_digits']
 
-# %% ../nbs/01_data.ipynb #8704ba3d
+# %% ../nbs/01_data.ipynb #4d9ae635
 import difflib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import sklearn.datasets
 import torch
 from torch import Tensor
 
@@ -192,3 +193,13 @@ def toy_batches(
     while True:
         x, labels = draw_points(mixture, batch_size, generator=generator)
         yield x, labels if with_labels else None
+
+# %% ../nbs/01_data.ipynb #44872219
+def load_digits(split: str = "train") -> tuple[Tensor, Tensor]:
+    """Return the digits of `split` (train or test), `[N, 1, 8, 8]` in [-1, 1], and labels `[N]`."""
+    choose("split", split, ("train", "test"))
+    digits = sklearn.datasets.load_digits()
+    images = torch.from_numpy(digits.images).float()[:, None] / 8 - 1
+    is_test = torch.arange(len(images)) % 4 == 3
+    keep = is_test if split == "test" else ~is_test
+    return images[keep], torch.from_numpy(digits.target)[keep]

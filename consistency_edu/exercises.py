@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['NotYet', 'expect', 'rejects', 'verify']
 
-# %% ../nbs/00_exercises.ipynb #d5d5ffec
-from typing import Any, Callable, Iterable
+# %% ../nbs/00_exercises.ipynb #becd7891
+from collections.abc import Callable, Iterable
+from typing import Any
 
-# %% ../nbs/00_exercises.ipynb #c83e9e1e
+# %% ../nbs/00_exercises.ipynb #5839dc08
 class NotYet(AssertionError):
     """An answer that is not right yet; the message is a hint."""
 
@@ -20,7 +21,7 @@ def expect(is_right: bool, hint: str) -> None:
 
 
 def rejects(check: Callable[[Any], None], answer: Any) -> bool:
-    """Say whether `check` turns `answer` down with a hint (any other error is a fault of the check)."""
+    """Say whether `check` turns `answer` down with a hint; other errors are faults of the check."""
     try:
         check(answer)
     except NotYet:
@@ -29,7 +30,7 @@ def rejects(check: Callable[[Any], None], answer: Any) -> bool:
 
 
 def verify(check: Callable[[Any], None], right: Any, wrong: Iterable[Any]) -> str:
-    """Assert that `check` accepts `right` and turns down each answer in `wrong`; return the count."""
+    """Assert that `check` accepts `right` and turns down every `wrong` answer; say how many."""
     check(right)
     verdicts = [rejects(check, answer) for answer in wrong]
     assert verdicts and all(verdicts), f"let through: wrong answer number {verdicts.index(False)}"
