@@ -50,8 +50,8 @@ def test_notebooks_are_lessons(path):
     assert any("assert" in s for s in source), "no cell checks anything"
     pictures = sum("image/png" in o.get("data", {}) for c in code for o in c["outputs"])
     markdown = "\n".join("".join(c["source"]) for c in cells(path) if c["cell_type"] == "markdown")
-    assert pictures or "](../images/" in markdown or path.stem == "19_cli"
-    is_short = path.stem in ("00_viz", "18_recipes", "19_cli")
+    assert pictures or "](../images/" in markdown or path.stem in HELPERS
+    is_short = path.stem in {*HELPERS, "00_viz", "18_recipes"}
     assert len(markdown.split()) >= (150 if is_short else 400)
     for prose in ("TODO", "TBD", "lorem"):
         assert prose not in markdown
