@@ -6,7 +6,7 @@ DEV_STAMP  := $(VENV)/.installed-dev
 # one thread a process: two two-threaded torch processes on two cores run ten times slower
 QUIET  := OMP_NUM_THREADS=1 MPLBACKEND=agg
 
-.PHONY: help install toy lab test check export nbs readme clean
+.PHONY: help install toy lab test check export nbs readme reference docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 10
@@ -36,7 +36,7 @@ toy: $(USER_STAMP)  ## train all methods on two moons and draw them (70 s after 
 lab: $(DEV_STAMP)  ## open the course in JupyterLab
 	$(BIN)/jupyter lab nbs/index.ipynb
 
-test: $(DEV_STAMP) check  ## everything CI checks: export, notebooks, tests (under 10 minutes)
+test: $(DEV_STAMP) check docs  ## everything CI checks: export, notebooks, site, tests (under 10 minutes)
 	$(QUIET) $(BIN)/nbdev_test --n_workers 2 --do_print --timing
 	$(QUIET) $(BIN)/python -m pytest -q tests -m slow
 
@@ -56,6 +56,22 @@ nbs: $(DEV_STAMP)  ## run every notebook and store its outputs
 
 readme: $(DEV_STAMP)  ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/readme.py
+
+reference: $(DEV_STAMP)  ## run the toy again for the README's table and pictures (4 minutes)
+	for seed in 0 1 2; do $(BIN)/consistency-edu toy --seed $$seed --out build/reference || exit 1; done
+	cp build/reference/results/toy_moons_seed?.json results/reference/
+	cp build/reference/images/toy_moons_seed0.png images/toy_moons.png
+	cp build/reference/images/toy_moons_seed0.gif images/toy_moons.gif
+
+# offline mathematics for the site; without npm the pages load it from the network instead
+docs/_static/tex-svg.js:
+	@mkdir -p build/npm docs/_static
+	-npm install --silent --no-audit --no-fund --prefix build/npm mathjax@3.2.2 && \
+		cp build/npm/node_modules/mathjax/es5/tex-svg.js $@
+
+docs: $(DEV_STAMP) docs/_static/tex-svg.js  ## build the course site into _build/html, and check its links
+	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs nbs _build/html
+	$(BIN)/python tools/check_site.py _build/html $(if $(wildcard docs/_static/tex-svg.js),,--online-math)
 
 clean:  ## remove .venv and everything built
 	rm -rf $(VENV) _build build *.egg-info

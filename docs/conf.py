@@ -20,6 +20,7 @@ exclude_patterns = ["_*", "**/.*", "**.ipynb_checkpoints"]
 nb_execution_mode = "off"  # the notebooks are committed with their outputs
 nb_custom_formats = {".ipynb": ["nbdev_reader.read", {}, False]}
 nb_merge_streams = True
+nb_render_markdown_format = "gfm"  # tables in outputs
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 suppress_warnings = ["myst.header"]
 
@@ -27,5 +28,6 @@ html_theme = "sphinx_book_theme"
 html_title = project
 html_theme_options = {"navbar_persistent": [], "show_navbar_depth": 2}
 html_static_path = ["_static"]
+html_css_files = ["course.css"]
 if (here / "_static" / "tex-svg.js").exists():  # `make docs` fetches it: the site works offline
     mathjax_path = "tex-svg.js"

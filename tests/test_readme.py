@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def rows(seed):
     """The committed toy run of `seed`, its rows by (method, teacher, nfe)."""
-    table = json.loads((ROOT / "results" / f"toy_moons_seed{seed}.json").read_text())
+    table = json.loads((ROOT / "results" / "reference" / f"toy_moons_seed{seed}.json").read_text())
     return {(r["method"], r["teacher"], r["nfe"]): r for r in table["rows"]}
 
 
