@@ -18,7 +18,7 @@ external_toc_path = str(here / "_toc.yml")
 exclude_patterns = ["_*", "**/.*", "**.ipynb_checkpoints"]
 
 nb_execution_mode = "off"  # the notebooks are committed with their outputs
-nb_custom_formats = {".ipynb": ["nbdev_reader.read", {}, False]}
+nb_custom_formats = {".ipynb": ["nbdev_reader.read", {"for_site": True}, False]}
 nb_merge_streams = True
 nb_render_markdown_format = "gfm"  # tables in outputs
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]

@@ -22,7 +22,15 @@ def directives(source: str) -> tuple[dict[str, str], str]:
     return found, body.strip("\n")
 
 
-def read(text: str, fold_exports: bool = False) -> nbformat.NotebookNode:
+def link_pages(outputs: list) -> None:
+    """Let links to notebooks in Markdown *outputs* lead to their pages (prose is linked by MyST)."""
+    for out in outputs:
+        markdown = out.get("data", {}).get("text/markdown")
+        if markdown:
+            out["data"]["text/markdown"] = re.sub(r"\]\((\w+)\.ipynb\)", r"](\1.html)", markdown)
+
+
+def read(text: str, fold_exports: bool = False, for_site: bool = False) -> nbformat.NotebookNode:
     nb = nbformat.reads(text, as_version=4)
     kept = []
     for cell in nb.cells:
@@ -48,6 +56,8 @@ def read(text: str, fold_exports: bool = False) -> nbformat.NotebookNode:
             ):
                 tags.add("hide-input")
             cell.metadata["tags"] = sorted(tags)
+            if for_site:
+                link_pages(cell.outputs)
             figure = {k: d[f"fig-{k}"].strip("\"'") for k in ("cap", "alt") if f"fig-{k}" in d}
             if "alt" in figure:
                 cell.metadata.setdefault("mystnb", {})["image"] = {"alt": figure["alt"]}

@@ -15,21 +15,25 @@ import nbdev_reader  # noqa: E402
 HEAD = "<!-- Written by tools/readme.py from nbs/index.ipynb: edit the notebook. -->\n"
 
 
+def from_the_root(markdown: str) -> str:
+    """Turn the links of a notebook in nbs/ into links that hold in the project's root."""
+    markdown = re.sub(r"\]\(\.\./", "](", markdown)  # ../images/x.png -> images/x.png
+    return re.sub(r"\]\((?!https?:|#|images/)([^)]+\.ipynb)", r"](nbs/\1", markdown)
+
+
 def render(text: str) -> str:
     parts = [HEAD]
     for cell in nbdev_reader.read(text).cells:
         tags = cell.metadata.get("tags", [])
         if cell.cell_type == "markdown":
-            md = re.sub(r"\]\(\.\./", "](", cell.source)  # ../images/x.png -> images/x.png
-            md = re.sub(r"\]\((?!https?:|#|images/)([^)]+\.ipynb)", r"](nbs/\1", md)
-            parts.append(md)
+            parts.append(from_the_root(cell.source))
         elif cell.cell_type == "code" and cell.source:
             if "remove-input" not in tags:
                 parts.append(f"```python\n{cell.source}\n```")
             for out in cell.outputs if "remove-output" not in tags else []:
                 data = out.get("data", {})
                 if "text/markdown" in data:
-                    parts.append("".join(data["text/markdown"]))
+                    parts.append(from_the_root("".join(data["text/markdown"])))
                     continue
                 txt = out.get("text") or data.get("text/plain", "")
                 if txt and not any(k.startswith("image/") for k in data):
