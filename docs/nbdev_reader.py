@@ -23,7 +23,7 @@ def directives(source: str) -> tuple[dict[str, str], str]:
 
 
 def link_pages(outputs: list) -> None:
-    """Let links to notebooks in Markdown *outputs* lead to their pages (prose is linked by MyST)."""
+    """Let links to notebooks in Markdown outputs lead to their pages (MyST does it for prose)."""
     for out in outputs:
         markdown = out.get("data", {}).get("text/markdown")
         if markdown:
