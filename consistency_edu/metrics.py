@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .data import InputError, draw_uniform
 
-# %% ../nbs/02_metrics.ipynb #c04264fc
+# %% ../nbs/02_metrics.ipynb #83924e5f
 def directions(count: int, dim: int) -> Tensor:
     """Return `count` fixed unit vectors `[dim, count]`: even in the plane, else seeded draws."""
     if dim == 2:
@@ -24,7 +24,7 @@ def directions(count: int, dim: int) -> Tensor:
     draws = torch.randn(dim, count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return draws / draws.norm(dim=0)
 
-
+# %% ../nbs/02_metrics.ipynb #26271766
 def _check_pair(a: Tensor, b: Tensor) -> None:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise InputError(
