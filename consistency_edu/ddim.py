@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['alpha_sigma', 'ddim_step', 'sample_ddim', 'invert_ddim']
 
-# %% ../nbs/07_ddim.ipynb #945164ff
+# %% ../nbs/07_ddim.ipynb #de2e14df
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from .data import InputError, draw_normal, per_sample
-from .ddpm import DiscreteSchedule
+from .ddpm import DiscreteSchedule, kept_levels
 
 # %% ../nbs/07_ddim.ipynb #1d6b4db8
 def alpha_sigma(lam: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +46,7 @@ def ddim_step(
     moved = scale(on_z) * z + scale(alpha_next - alpha * on_z) * denoised
     return moved + scale(added) * noise if eta else moved
 
-# %% ../nbs/07_ddim.ipynb #6c1dcc58
+# %% ../nbs/07_ddim.ipynb #964797d9
 @torch.no_grad()
 def sample_ddim(
     denoiser: Callable,
@@ -64,7 +64,7 @@ def sample_ddim(
     At `eta` = 0 nothing is drawn, so the noise decides the sample; `generator` serves eta > 0.
     With `return_path` the result is `[steps + 1, B, ...]`.  Source: DDIM eq. 12.
     """
-    z, path, levels = noise, [noise], schedule.stride(steps)
+    z, path, levels = noise, [noise], kept_levels(schedule, steps)
     for t, s in zip(levels[:-1], levels[1:]):
         denoised = schedule.denoise(denoiser, z, t, labels)
         fresh = draw_normal(z, generator) if eta and s > 0 else torch.zeros_like(z)
@@ -73,7 +73,7 @@ def sample_ddim(
             path.append(z)
     return torch.stack(path) if return_path else z
 
-# %% ../nbs/07_ddim.ipynb #0f34e343
+# %% ../nbs/07_ddim.ipynb #b6144699
 @torch.no_grad()
 def invert_ddim(
     denoiser: Callable,
@@ -89,7 +89,7 @@ def invert_ddim(
     The noise direction does not exist at level 0, so the walk starts at level 1 from alpha x0.
     With `return_path` the states come stacked, from level 1 to level T.  Source: DDIM section 4.3.
     """
-    levels = sorted({max(level, 1) for level in schedule.stride(steps)})
+    levels = sorted({max(level, 1) for level in kept_levels(schedule, steps)})
     z = x0 * schedule.alpha[1].to(x0)
     path = [z]
     for t, s in zip(levels[:-1], levels[1:]):
