@@ -61,7 +61,7 @@ def at_level(table: Tensor, t: int | Tensor, like: Tensor) -> Tensor:
     """Return entries `t` (a number or `[B]`) of `table` `[T + 1]`, shaped to scale `like`."""
     return per_sample(table.to(like.device)[t], like)
 
-# %% ../nbs/06_ddpm.ipynb #01dd060a
+# %% ../nbs/06_ddpm.ipynb #de64b3eb
 @dataclass(frozen=True)
 class VPSchedule:
     """A variance-preserving schedule in continuous time: z_t = alpha(t) x0 + sigma(t) noise.
@@ -88,7 +88,7 @@ def linear_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> VPSchedule:
     """Return the schedule whose rate beta(t) grows linearly from `beta_min` to `beta_max`."""
     return VPSchedule(lambda t: -t * (beta_min + t * (beta_max - beta_min) / 2) / 2)
 
-
+# %% ../nbs/06_ddpm.ipynb #b815d294
 def cosine_vp(offset: float = 0.008) -> VPSchedule:
     """Return the cosine schedule, started at `offset` so that its first steps are not too small.
 
@@ -109,11 +109,12 @@ def cosine_schedule(steps: int = 1000, max_beta: float = 0.999) -> DiscreteSched
     log_alpha = cosine_vp().log_alpha(times)
     return DiscreteSchedule((-torch.expm1(2 * log_alpha.diff())).clamp(max=max_beta))
 
-# %% ../nbs/06_ddpm.ipynb #dab20f31
+# %% ../nbs/06_ddpm.ipynb #f31de292
 def jump_variance(schedule: DiscreteSchedule, s: int | Tensor, t: int | Tensor) -> Tensor:
     """Return the variance 1 - alpha_bar_t / alpha_bar_s added between levels `s` < `t`.
 
-    `s` and `t` are numbers or `[B]`, and so is the result.  Raises InputError unless s < t.
+    `s` and `t` are numbers or `[B]` (on the CPU), and so is the result.  Raises InputError
+    unless s < t.
     """
     if (torch.as_tensor(s) >= torch.as_tensor(t)).any():
         raise InputError("a posterior looks back from level t to a cleaner s: give s < t.")
@@ -124,7 +125,7 @@ def posterior_variance(schedule: DiscreteSchedule, *, s: int | Tensor, t: int | 
     """Return the variance of q(z_s | z_t, x0) per coordinate, for levels `s` < `t`."""
     return (schedule.sigma[s] / schedule.sigma[t]).square() * jump_variance(schedule, s, t)
 
-
+# %% ../nbs/06_ddpm.ipynb #6d790e0a
 def posterior_mean(
     schedule: DiscreteSchedule, x0: Tensor, z: Tensor, *, s: int | Tensor, t: int | Tensor
 ) -> Tensor:
@@ -180,7 +181,7 @@ class EpsLoss(nn.Module):
         predicted = (z - alpha * self.schedule.denoise(self.online, z, t, labels)) / sigma
         return (noise - predicted).square().flatten(1).sum(1)
 
-# %% ../nbs/06_ddpm.ipynb #58636e95
+# %% ../nbs/06_ddpm.ipynb #c52e22f9
 def kept_levels(schedule: DiscreteSchedule, steps: int | None = None) -> list[int]:
     """Return the `steps` + 1 (None: all) even levels, from T down to 0, that a sampler visits."""
     steps = schedule.steps if steps is None else steps
@@ -189,7 +190,7 @@ def kept_levels(schedule: DiscreteSchedule, steps: int | None = None) -> list[in
     levels = torch.linspace(schedule.steps, 0, steps + 1, dtype=torch.float64)
     return levels.round().int().tolist()
 
-
+# %% ../nbs/06_ddpm.ipynb #15812f8c
 @torch.no_grad()
 def sample_ddpm(
     denoiser: Callable,
