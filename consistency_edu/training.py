@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EMA', 'move_towards', 'cosine_rate', 'constant_rate', 'TrainingDiverged', 'check_loss', 'TrainState', 'train',
-           'Fitted', 'progress', 'fit', 'weights_of', 'numbers_of', 'randomness_of', 'save_checkpoint', 'Checkpoint',
-           'load_checkpoint', 'load_weights', 'check_checkpoint', 'restore']
+           'Fitted', 'progress', 'fit', 'weights_of', 'numbers_of', 'randomness_of', 'write_state', 'save_checkpoint',
+           'Checkpoint', 'load_checkpoint', 'load_weights', 'check_checkpoint', 'restore']
 
 # %% ../nbs/05_training.ipynb #4b020643
 import copy
@@ -82,7 +82,7 @@ def check_loss(loss: Tensor, objective: nn.Module, step: int) -> None:
         "look for NaN in the data, or lower the learning rate."
     )
 
-# %% ../nbs/05_training.ipynb #c4086062
+# %% ../nbs/05_training.ipynb #bf6d3938
 @dataclass
 class TrainState:
     """What `train` yields after each step: its number (from 1), its mean loss, and all that trains.
@@ -100,7 +100,7 @@ class TrainState:
     batches: Iterable
     generator: torch.Generator | None
 
-
+# %% ../nbs/05_training.ipynb #a3851dcf
 def train(
     objective: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor | None]],
@@ -178,7 +178,7 @@ def fit(
                 bar.set_postfix(loss=f"{sum(losses[-50:]) / 50:.4f}")
     return Fitted(state.ema.model, losses, time.perf_counter() - start)
 
-# %% ../nbs/05_training.ipynb #a4cb5b1c
+# %% ../nbs/05_training.ipynb #3a82bbac
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
     """Return copies of `module`'s weights and buffers on the CPU, without its teacher's."""
     state = module.state_dict().items()
@@ -204,6 +204,23 @@ def randomness_of(generator: torch.Generator | None) -> dict[str, Tensor]:
         states["cuda"] = torch.cuda.get_rng_state()
     return states
 
+# %% ../nbs/05_training.ipynb #04aa10d7
+def write_state(folder: Path, state: TrainState) -> None:
+    """Write all of `state` into `folder`: two files of weights, one of tensors, one of numbers."""
+    save_file(weights_of(state.objective), folder / "objective.safetensors")
+    save_file(weights_of(state.ema.model), folder / "ema.safetensors")
+    batches = state.batches.state_dict() if hasattr(state.batches, "state_dict") else None
+    rest = {"optimizer": state.optimizer.state_dict(), "batches": batches}
+    torch.save({**rest, "randomness": randomness_of(state.generator)}, folder / "rest.pt")
+    info = {
+        "step": state.step,
+        "ema_updates": state.ema.updates,
+        "objective": type(state.objective).__name__,
+        "optimizer": type(state.optimizer).__name__,
+        "numbers": numbers_of(state.objective),
+    }
+    (folder / "state.json").write_text(json.dumps(info, indent=2))
+
 
 def save_checkpoint(folder: str | Path, state: TrainState) -> Path:
     """Write all of `state`, which `train` yielded, to `folder`, replacing it; return the path."""
@@ -212,19 +229,7 @@ def save_checkpoint(folder: str | Path, state: TrainState) -> Path:
     for left_over in (partial, old):
         shutil.rmtree(left_over, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(weights_of(state.objective), partial / "objective.safetensors")
-    save_file(weights_of(state.ema.model), partial / "ema.safetensors")
-    batches = state.batches.state_dict() if hasattr(state.batches, "state_dict") else None
-    rest = {"optimizer": state.optimizer.state_dict(), "batches": batches}
-    torch.save({**rest, "randomness": randomness_of(state.generator)}, partial / "rest.pt")
-    info = {
-        "step": state.step,
-        "ema_updates": state.ema.updates,
-        "objective": type(state.objective).__name__,
-        "optimizer": type(state.optimizer).__name__,
-        "numbers": numbers_of(state.objective),
-    }
-    (partial / "state.json").write_text(json.dumps(info, indent=2))
+    write_state(partial, state)
     if folder.exists():
         os.replace(folder, old)
     os.replace(partial, folder)
@@ -259,7 +264,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         torch.load(folder / "rest.pt", weights_only=True, map_location="cpu"),
     )
 
-# %% ../nbs/05_training.ipynb #868728ae
+# %% ../nbs/05_training.ipynb #287111eb
 def load_weights(module: nn.Module, state: dict) -> None:
     """Load `state` into `module`, all of it but the teacher; InputError if they do not match."""
     try:
@@ -285,7 +290,7 @@ def check_checkpoint(checkpoint: Checkpoint, state: TrainState, steps: int) -> N
     if (state.generator is None) == ("generator" in checkpoint.rest["randomness"]):
         raise InputError("a run with a generator resumes with one, and without one without.")
 
-
+# %% ../nbs/05_training.ipynb #dc55ba39
 def restore(checkpoint: Checkpoint, state: TrainState, steps: int) -> int:
     """Put all of `checkpoint` into the run `state` of `steps` steps; return the step reached."""
     check_checkpoint(checkpoint, state, steps)
