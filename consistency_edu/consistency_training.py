@@ -44,7 +44,7 @@ def target_decay(points: int, s0: int = 2, mu0: float = 0.9, denominator: str = 
         return 0.0
     return math.exp(s0 * math.log(mu0) / (points if denominator == "N" else points - 1))
 
-# %% ../nbs/12_consistency_training.ipynb #54efca75
+# %% ../nbs/12_consistency_training.ipynb #0cd521c1
 class ConsistencyTraining(nn.Module):
     """Train `online`, a consistency model, from data alone (CM paper, algorithm 3).
 
@@ -99,3 +99,11 @@ class ConsistencyTraining(nn.Module):
         """Let the target network follow the online one, and count the step."""
         self.target.follow(target_decay(self.points, self.s0, self.mu0, self.denominator))
         self.step += 1
+
+    def get_extra_state(self) -> dict:
+        """Return what a checkpoint must remember besides tensors: the step."""
+        return {"step": self.step}
+
+    def set_extra_state(self, state: dict) -> None:
+        """Take the step from a checkpoint's `state`; the grid follows from it."""
+        self.step = state["step"]
