@@ -83,7 +83,7 @@ def _levels(sigmas: Tensor, like: Tensor) -> list[Tensor]:
         raise InputError("an ODE needs a start and an end: give at least two sigmas.")
     return [s.to(like).expand(len(like)) for s in sigmas]
 
-# %% ../nbs/08_pf_ode.ipynb #5e64e817
+# %% ../nbs/08_pf_ode.ipynb #64852e6e
 @torch.no_grad()
 def solve_pf_ode(
     denoiser: Callable,
@@ -107,7 +107,7 @@ def solve_pf_ode(
         path.append(move(denoiser, path[-1], levels[i], levels[i + 1], labels))
     return torch.stack(path) if return_path else path[-1]
 
-
+# %% ../nbs/08_pf_ode.ipynb #64100faa
 class Counted(nn.Module):
     """Pass calls on to `denoiser` and count them in `evaluations` (the NFE of a table)."""
 
@@ -134,7 +134,7 @@ def diffuse(x0: Tensor, sigmas: Tensor, *, generator: torch.Generator | None = N
     kicks = [v.sqrt().to(x0) * draw_normal(x0, generator) for v in added]
     return x0 + torch.stack(kicks).cumsum(0)
 
-# %% ../nbs/08_pf_ode.ipynb #c8dd7884
+# %% ../nbs/08_pf_ode.ipynb #41adfb1d
 def ancestral_step(
     denoiser: Callable,
     x: Tensor,
@@ -152,7 +152,7 @@ def ancestral_step(
     mean = keep * x + (1 - keep) * denoiser(x, sigma, labels)
     return mean + per_sample(sigma_next, x) * (1 - keep).sqrt() * draw_normal(x, generator)
 
-
+# %% ../nbs/08_pf_ode.ipynb #a41aa403
 def solve_reverse_sde(
     denoiser: Callable,
     noise: Tensor,
@@ -170,7 +170,7 @@ def solve_reverse_sde(
     options = {"labels": labels, "return_path": return_path}
     return solve_pf_ode(denoiser, noise, sigmas, step=step, **options)
 
-# %% ../nbs/08_pf_ode.ipynb #f5fb98a2
+# %% ../nbs/08_pf_ode.ipynb #cd258db4
 class FromVP(nn.Module):
     """A denoiser made of `predict_noise(z, t, labels)`, a VP network; `time` maps sigma to t."""
 
@@ -183,7 +183,7 @@ class FromVP(nn.Module):
         z = x * per_sample((1 + sigma.square()).rsqrt(), x)
         return x - per_sample(sigma, x) * self.predict_noise(z, self.time(sigma), labels)
 
-
+# %% ../nbs/08_pf_ode.ipynb #8fc0d1f2
 class ToVP(nn.Module):
     """The VP noise predictor `(z, t, labels)` of a `denoiser`; `level` maps t to sigma."""
 
@@ -283,7 +283,7 @@ def edm_objective(
 
     return DenoisingScoreMatching(denoiser, draw_sigma, weight)
 
-# %% ../nbs/08_pf_ode.ipynb #066fd587
+# %% ../nbs/08_pf_ode.ipynb #87602807
 def drop_labels(
     labels: Tensor, num_classes: int, probability: float, generator: torch.Generator | None = None
 ) -> Tensor:
@@ -293,7 +293,7 @@ def drop_labels(
     hidden = draw_uniform(labels.double(), generator) < probability
     return labels.masked_fill(hidden, num_classes)
 
-
+# %% ../nbs/08_pf_ode.ipynb #4f5d674f
 class LabelDropout(nn.Module):
     """Any `objective` whose labels are dropped with `probability`, for classifier-free guidance."""
 
@@ -333,7 +333,7 @@ class Guided(nn.Module):
         base = self.denoiser(x, sigma, against)
         return base + self.weight * (self.denoiser(x, sigma, labels) - base)
 
-# %% ../nbs/08_pf_ode.ipynb #1ea5b8bd
+# %% ../nbs/08_pf_ode.ipynb #1b0e0ae7
 def slope_and_divergence(
     denoiser: Callable, x: Tensor, sigma: Tensor, labels: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -345,7 +345,7 @@ def slope_and_divergence(
         rows = [torch.autograd.grad(s, x, retain_graph=True)[0].flatten(1) for s in sums]
     return velocity.detach(), sum(row[:, k] for k, row in enumerate(rows))
 
-
+# %% ../nbs/08_pf_ode.ipynb #418eac50
 def log_likelihood(
     denoiser: Callable, x: Tensor, sigmas: Tensor, *, labels: Tensor | None = None
 ) -> Tensor:
