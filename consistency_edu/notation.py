@@ -8,7 +8,6 @@ __all__ = ['SIGNAL', 'sigma_from_alpha_bar', 'alpha_bar_from_sigma', 'lam_from_s
            'noise_from_score', 'v_from_denoised', 'denoised_from_v', 'denoised_from_trig', 'code_index', 'paper_index']
 
 # %% ../nbs/00_notation.ipynb #682a8d8e
-import math
 from collections.abc import Callable
 
 import torch
