@@ -80,6 +80,27 @@ def test_goals_carry_no_gradient(name, expected, generator):
     assert watched.__dict__["traced"] == expected
 
 
+@pytest.mark.parametrize("name", ["cd", "boot"])
+def test_the_teacher_is_asked_without_a_graph(name, generator):
+    objective, teacher = make(name)
+    traced = []
+    teacher.register_forward_hook(lambda *args: traced.append(args[-1].requires_grad))
+    objective(draw_points(toy("moons"), 64, generator=generator)[0], generator=generator)
+    assert traced and not any(traced)
+
+
+def test_consistency_training_uses_one_noise_for_both_points(generator):
+    objective, _ = make("ct slow")
+    seen = {}
+    for role, model in (("goal", objective.target), ("answer", objective.online)):
+        model.register_forward_pre_hook(lambda _, args, role=role: seen.update({role: args[:2]}))
+    x = draw_points(toy("moons"), 64, generator=generator)[0]
+    objective(x, generator=generator)
+    noises = [(noisy - x) / sigma[:, None] for noisy, sigma in (seen["goal"], seen["answer"])]
+    assert torch.allclose(*noises, atol=2e-3)
+    assert (seen["goal"][1] < seen["answer"][1]).all()
+
+
 @pytest.mark.parametrize("name", ["cd slow", "ct slow"])
 def test_the_slow_target_follows_by_its_share(name):
     objective, _ = make(name)
