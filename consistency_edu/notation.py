@@ -7,7 +7,7 @@ __all__ = ['SIGNAL', 'sigma_from_alpha_bar', 'alpha_bar_from_sigma', 'lam_from_s
            'sigma_from_angle', 'convert_state', 'noise_from_denoised', 'denoised_from_noise', 'score_from_noise',
            'noise_from_score', 'v_from_denoised', 'denoised_from_v', 'denoised_from_trig', 'code_index', 'paper_index']
 
-# %% ../nbs/00_notation.ipynb #682a8d8e
+# %% ../nbs/00_notation.ipynb #8f5de543
 from collections.abc import Callable
 
 import torch
