@@ -389,6 +389,8 @@ def _read_members(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[str, b
     archive.fileobj.seek(archive.offset)  # where the reader thinks that the archive ends
     if archive.fileobj.read(512) != bytes(512):
         raise tarfile.ReadError("it breaks off")
+    while archive.fileobj.read(2**20):
+        pass  # to the end, where a compressed archive has its checksum
 
 
 def _check_member(member: tarfile.TarInfo, path: Path) -> None:
