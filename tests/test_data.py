@@ -256,9 +256,10 @@ def test_labels_that_do_not_match(tmp_path, pixels):
         np.savez(path, images=pixels, labels=labels)
         with pytest.raises(InputError, match=words):
             load_images(path)
-    np.savez(path, images=pixels, labels=right, classes=["ant", "bee"])
-    with pytest.raises(InputError, match="labels from 0 to 23 for 2 classes"):
-        load_images(path)
+    for count in (2, 23):
+        np.savez(path, images=pixels, labels=right, classes=[f"{k}" for k in range(count)])
+        with pytest.raises(InputError, match=f"labels from 0 to 23 for {count} classes"):
+            load_images(path)
 
 
 def test_arrays_that_are_no_images(tmp_path, pixels):
@@ -452,7 +453,7 @@ def test_the_generator_steers_the_order(numbered):
 
 def other_device(batches):
     """Make `batches` believe that its set lives elsewhere, so that it reads ahead."""
-    batches.device = torch.device("cpu", 0)
+    batches.fetch.device = torch.device("cpu", 0)
     return batches
 
 
