@@ -6,7 +6,7 @@ DEV_STAMP  := $(VENV)/.installed-dev
 # one thread a process: two two-threaded torch processes on two cores run ten times slower
 QUIET  := OMP_NUM_THREADS=1 MPLBACKEND=agg
 
-.PHONY: help install toy lab test check export nbs readme reference docs clean
+.PHONY: help install toy lab test check mutation export nbs readme reference docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 10
@@ -44,6 +44,9 @@ check: $(DEV_STAMP)  ## the part of the tests that takes under 90 s
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
 	$(QUIET) $(BIN)/python -m pytest -q tests -m "not slow"
+
+mutation: $(DEV_STAMP)  ## break each line that matters, and see that a test notices
+	$(BIN)/python tests/mutation.py
 
 export: $(DEV_STAMP)  ## write the package from the notebooks
 	$(BIN)/ruff check --quiet --fix nbs tests tools

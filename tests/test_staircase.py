@@ -10,7 +10,7 @@ from conftest import ROOT
 
 NBS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
 STAIRS = [re.sub(r"^\d+_", "", p.stem) for p in NBS]  # file names carry the order
-HELPERS = {"00_exercises", "00_ledger", "19_cli", "90_claims"}  # nothing to draw there
+HELPERS = {"00_exercises", "00_ledger", "00_sweeps", "19_cli", "90_claims"}  # nothing to draw there
 MODULES = sorted((ROOT / "consistency_edu").glob("[!_]*.py"))
 
 

@@ -1,0 +1,50 @@
+"""Sweeps: the same numbers from one process and from several, and nothing lost in between."""
+
+import json
+
+import torch
+
+from consistency_edu.sweeps import Sweep, load_sweep, run_sweep, summary
+
+
+def add(setting, seed):
+    return {"sum": setting["a"] + 10 * seed}
+
+
+TRIAL = Sweep("trial", "sums", add, [{"a": 1}, {"a": 2}], (0, 1, 2))
+
+
+def test_several_processes_write_what_one_writes(tmp_path):
+    one = run_sweep(TRIAL, tmp_path / "one")
+    two = run_sweep(TRIAL, tmp_path / "two", workers=2)
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_rows_of_old_settings_are_dropped_and_the_rest_is_kept(tmp_path):
+    path = run_sweep(TRIAL, tmp_path)
+    content = json.loads(path.read_text())
+    content["rows"] = [{"a": 5, "seed": 0, "sum": 5}] + content["rows"][1:]
+    content["rows"][1]["sum"] = -1  # a stored number is believed, not recomputed
+    path.write_text(json.dumps(content))
+    run_sweep(TRIAL, tmp_path)
+    rows = load_sweep("trial", tmp_path)
+    assert [row["a"] for row in rows] == [1, 2] * 3
+    assert [row["sum"] for row in rows] == [1, -1, 11, 12, 21, 22]
+
+
+def test_summary_takes_medians_and_ranges_by_setting():
+    rows = [{"a": a, "seed": s, "x": a * s} for a in (1, 2) for s in (0, 5, 1)]
+    assert summary(rows, ["a"], "x") == {(1,): (1, 0, 5, 3), (2,): (2, 0, 10, 3)}
+
+
+def draw(setting, seed):
+    return {"number": torch.rand(1).item()}
+
+
+def test_each_run_starts_from_its_own_seed(tmp_path):
+    first, again, other = (
+        load_sweep(run_sweep(Sweep(n, "", draw, [{}], seeds), tmp_path).stem, tmp_path)
+        for n, seeds in (("first", (0, 1)), ("again", (1, 0)), ("other", (2,)))
+    )
+    assert [row["number"] for row in first] == [row["number"] for row in again[::-1]]
+    assert len({row["number"] for row in first + other}) == 3
