@@ -218,7 +218,7 @@ CHANGES = {
     "fused norm kernel": (use_fused_norm, {}),
     "no dropout": (no_dropout, {}),
     "library dropout": (philox, {}),
-    "pairs, no stacking": (split, {"pairs": True}),
+    "pairs unstacked": (split, {"pairs": True}),
     "grouped norm": (with_norm(GroupedNorm), {}),
     "library norm": (with_norm(LibraryNorm), {}),
     "1x1 as products": (None, {"options": {"conv_1x1_as_mm": True}}),
