@@ -401,7 +401,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--only", default="", help="edm,small,consistency,cd,sampling,stages,graphs,plain"
     )
-    parser.add_argument("--which", default="", help="the variants to compare, all if not given")
+    first = "as in the package,fused norm kernel,pairs unstacked"
+    parser.add_argument("--which", default=first, help="the variants to compare; '' for all")
     parser.add_argument("--network", default="edm", help="the U-Net of --ddp")
     parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
     for flag in ("profile", "variants", "ddp", "no-dropout", "fused"):
