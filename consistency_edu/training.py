@@ -235,7 +235,7 @@ def fit(
 
 # %% ../nbs/05_training.ipynb #5eed0003
 def set_precision(module: nn.Module, precision: torch.dtype | None) -> None:
-    """Let all U-Nets in `module` compute in `precision`, channels last; the weights stay float32."""
+    """Let all U-Nets in `module` compute in `precision`, channels last; the weights stay."""
     for part in module.modules():
         if isinstance(part, UNet):
             part.precision = precision
@@ -292,8 +292,8 @@ def speed_up(
             raise
         for part in parts:
             part._compiled_call_impl = None
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        story = f"torch.compile failed, so training goes on without it: {reason[0]}"
+        reason = " ".join(str(error).split("\n")[:2]) or type(error).__name__
+        story = f"torch.compile failed, so training goes on without it: {reason}"
         warnings.warn(story, stacklevel=2)
         try_out(objective, batch)
         return False
