@@ -347,6 +347,7 @@ def run_ddp(bench: Bench) -> None:
 
     dist.init_process_group("nccl" if bench.is_gpu else "gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
+    bench.args.compiles = "stages" if bench.args.compiles == "networks" else bench.args.compiles
     if bench.is_gpu:
         torch.cuda.set_device(rank % torch.cuda.device_count())
         bench.device = torch.device("cuda", torch.cuda.current_device())
