@@ -99,7 +99,6 @@ class Pairs(NamedTuple):
     labels: Tensor | None = None
 
 
-@torch.no_grad()
 def make_pairs(
     teacher: Callable,
     noise: Tensor,
@@ -152,7 +151,8 @@ class DirectDistillation(nn.Module):
             return make_pairs(self.teacher, noise, self.sigmas, batch_size=len(x), **options)
         count = len(self.pairs.noise)
         rows = (draw_uniform(x, generator).double() * count).long().clamp(max=count - 1)
-        return Pairs(*(None if part is None else part[rows].to(x.device) for part in self.pairs))
+        pick = lambda part: None if part is None else part[rows.to(part.device)].to(x.device)
+        return Pairs(*map(pick, self.pairs))
 
     def forward(
         self, x: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
@@ -249,7 +249,7 @@ def jump_goal(x: Tensor, end: Tensor, sigma: Tensor, sigma_end: Tensor) -> Tenso
     """Return the denoised value `[B, ...]` with which one Euler step takes `x` to `end`.
 
     `x` is at `sigma` `[B]`, `end` at `sigma_end` `[B]` < sigma, from where it may be 0: the goal is
-    then `end` itself.  Source: Salimans and Ho (2022), appendix G, in VE variables.
+    then `end` itself.  Source: Salimans and Ho (2022), algorithm 2, in VE variables.
     """
     keep = per_sample(sigma_end / sigma, x)
     return (end - keep * x) / (1 - keep)
@@ -394,7 +394,6 @@ def _halve(online, teacher, sigmas, batches, length, objective, options) -> Iter
         yield Round(FewStepStudent(teacher, sigmas), fitted, counted.evaluations)
 
 # %% ../nbs/13_direct_and_progressive.ipynb #dd756799
-@torch.no_grad()
 def sample_progressive(
     student: FewStepStudent,
     noise: Tensor,
@@ -430,10 +429,11 @@ def one_step_work(setting: dict, seed: int) -> dict:
     source = Counted(bench.exact if setting["teacher"] == "exact" else bench.teacher)
     if setting["method"] == "direct":
         student = direct_student(bench, source, 8 * POINTS, setting["steps"])
+        asked = source.evaluations
     else:
-        *_, last = halving_rounds(bench, source, 64, steps=setting["steps"])
-        student = last.student
-    return bench.measure(student, source.denoiser) | {"evaluations": source.evaluations}
+        rounds = list(halving_rounds(bench, source, 64, steps=setting["steps"]))
+        student, asked = rounds[-1].student, sum(done.evaluations for done in rounds)
+    return bench.measure(student, source.denoiser) | {"evaluations": asked}
 
 
 def pairs_work(setting: dict, seed: int) -> dict:
