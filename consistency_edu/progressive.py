@@ -8,7 +8,7 @@ __all__ = ['SIGMA_MIN', 'SIGMA_MAX', 'BATCH', 'POINTS', 'GRIDS', 'WEIGHTS', 'DIS
            'velocity_objective', 'learn_teacher', 'Bench', 'direct_student', 'jump_goal', 'cosine_sigmas',
            'truncated_snr', 'ProgressiveDistillation', 'draw_double_step', 'check_halving', 'Round',
            'progressive_rounds', 'sample_progressive', 'halving_rounds', 'one_step_work', 'pairs_work', 'start_work',
-           'cd_samples', 'pd_samples', 'versus_work']
+           'cd_samples', 'pd_samples', 'versus_work', 'floor_work']
 
 # %% ../nbs/13_direct_and_progressive.ipynb #0ba17fe3
 import copy
@@ -504,6 +504,19 @@ def versus_work(setting: dict, seed: int) -> dict:
         numbers[f"evaluations_{count}"] = evaluations
     return numbers
 
+
+def floor_work(setting: dict, seed: int) -> dict:
+    """Measure on `dataset` what no student need beat: the teacher's own walks, and fresh draws."""
+    bench = Bench(setting["dataset"], seed=seed)
+    ends = bench.ends(bench.teacher)
+    other, _ = draw_points(bench.mixture, POINTS, generator=bench.generator)
+    numbers = {"w2_fresh": sliced_w2(other, bench.fresh), "w2_ode": sliced_w2(ends, bench.fresh)}
+    for intervals in (64, 256):
+        walk = sample_one_step(FewStepStudent(bench.teacher, GRIDS["edm"](intervals)), bench.noise)
+        numbers[f"w2_{intervals}"] = sliced_w2(walk, bench.fresh)
+        numbers[f"paired_{intervals}"] = paired_error(walk, ends)
+    return numbers
+
 # %% ../nbs/13_direct_and_progressive.ipynb #be09f4fe
 START = {"intervals": 64, "weight": "truncated", "steps": 4000}
 PROGRESSIVE_SWEEPS: dict[str, Sweep] = {
@@ -537,6 +550,13 @@ PROGRESSIVE_SWEEPS: dict[str, Sweep] = {
                 *({**START, "intervals": count} for count in (16, 64, 256)),
                 *({**START, "weight": name} for name in ("snr", "uniform")),
             ],
+        ),
+        Sweep(
+            "progressive_floor",
+            "What no student of the learned teacher need beat: its ODE, its walks of 64 and 256 "
+            "Euler steps, and fresh draws; about 10 s a run.",
+            floor_work,
+            [{"dataset": name} for name in ("moons", "swiss_roll")],
         ),
         Sweep(
             "progressive_versus",
