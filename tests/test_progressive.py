@@ -314,9 +314,10 @@ def test_points_are_noised_to_the_noisier_end_of_the_step(generator):
 
     labels = torch.arange(40_000) % 2
     x = torch.full((40_000, 1), 10.0).double()
-    task = ProgressiveDistillation(spy, lambda x, sigma, labels: x, torch.tensor([0.5, 1.0, 2.0]))
+    task = ProgressiveDistillation(spy, spy, torch.tensor([0.5, 1.0, 2.0]))
     task(x, labels, generator=generator)
-    noisy, sigma, tags = seen[0]
+    assert len(seen) == 3 and all(tags is labels for _, _, tags in seen)  # teacher, teacher, online
+    noisy, sigma, tags = seen[-1]
     assert torch.equal(sigma, torch.full_like(sigma, 2.0)) and torch.equal(tags, labels)
     assert abs(noisy.mean() - 10) < 0.05 and abs(noisy.std() - 2) < 0.03
 
