@@ -7,10 +7,10 @@ __all__ = ['SOLVERS', 'TOY', 'GUIDES', 'DIGITS_MAX', 'DIGITS', 'MIXES', 'BOOT_SW
            'solve_signal_ode', 'log_ratio', 'signal_linear', 'signal_heun', 'SignalModel', 'BootStudent',
            'draw_between', 'ProgressiveTime', 'residual_weight', 'over_delta', 'Boot', 'check_ends', 'empty_batches',
            'with_weight', 'vp_sigmas', 'GuidedByLabel', 'WeightEmbedding', 'admit_weight', 'toy_grid', 'toy_teacher',
-           'toy_objective', 'ToyJudge', 'refine', 'toy_work', 'guided_toy_work', 'class_numbers', 'flat_digits',
-           'digits_teacher', 'DigitsJudge', 'walk_digits', 'digits_student', 'digits_work', 'digits_sampler_work',
-           'pack', 'unpack', 'linear_mix', 'spherical_mix', 'mixing_numbers', 'digits_gallery', 'guided_digits_work',
-           'photo_patches', 'choose_data', 'data_work']
+           'toy_objective', 'ToyJudge', 'refine', 'toy_work', 'write_points', 'read_points', 'guided_toy_work',
+           'class_numbers', 'flat_digits', 'digits_teacher', 'DigitsJudge', 'walk_digits', 'digits_student',
+           'digits_work', 'digits_sampler_work', 'pack', 'unpack', 'linear_mix', 'spherical_mix', 'mixing_numbers',
+           'digits_gallery', 'guided_digits_work', 'photo_patches', 'choose_data', 'data_work']
 
 # %% ../nbs/14_boot.ipynb #ad73ce27
 import copy
@@ -207,9 +207,9 @@ class SignalModel(nn.Module):
             raise InputError(
                 f"{type(teacher).__name__} has no network to copy: start from SignalModel(network)."
             )
-        network = copy.deepcopy(teacher.network).requires_grad_(True)
+        copied = copy.deepcopy(teacher.network).requires_grad_(True)
         sigma_data = getattr(teacher, "sigma_data", 0.5)
-        return cls(network, sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data)
+        return cls(copied, sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data)
 
     def forward(self, noise: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the predicted signal `[B, ...]` for standard normal `noise` at `sigma` `[B]`."""
@@ -589,7 +589,18 @@ def toy_work(setting: dict, seed: int) -> dict:
             history[str(state.step)] = judge.errors(state.ema.model)
     seconds = round(time.perf_counter() - start, 1)
     cloud = sample_one_step(BootStudent(state.ema.model), judge.noise)
-    return {**judge.measure(cloud), "seconds": seconds, "history": history}
+    numbers = {**judge.measure(cloud), "seconds": seconds, "history": history}
+    return {**numbers, "cloud": write_points(cloud[:500] if setting["watch"] else cloud[:0])}
+
+
+def write_points(points: Tensor) -> str:
+    """Write `points` `[B, 2]` as one line of whole hundredths, for a figure from a stored row."""
+    return " ".join(str(int(v)) for v in (100 * points).round().flatten())
+
+
+def read_points(line: str) -> Tensor:
+    """Return the points `[B, 2]` that `write_points` wrote as `line`."""
+    return torch.tensor([float(v) / 100 for v in line.split()]).reshape(-1, 2)
 
 # %% ../nbs/14_boot.ipynb #bt14e005
 GUIDES = (0.0, 1.0, 2.0, 3.0, 4.0)
@@ -889,7 +900,7 @@ def _changed(base: dict, **choices: Sequence) -> list[dict]:
 
 
 def _sweeps() -> list[Sweep]:
-    long, eight = {**TOY, "steps": 3000}, {**TOY, "dataset": "eight_gaussians"}
+    long, eight = {**TOY, "steps": 3000}, {**TOY, "dataset": "eight_gaussians", "watch": True}
     forms = [("exact", "edm"), ("learned", "edm"), ("exact", "vp"), ("learned", "vp")]
     kinds = [{**long, "teacher": t, "form": f, "init": "copied"} for t, f in forms]
     choices = {
