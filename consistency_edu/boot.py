@@ -513,8 +513,8 @@ def toy_objective(setting: dict, seed: int) -> Boot:
     torch.manual_seed(seed)
     online = SignalModel.of_teacher(source, **ends) if is_copied else SignalModel(MLP(), **ends)
     draws = {"grid": draw_interval, "between": draw_between}
-    draws |= {"growing": ProgressiveTime(setting["steps"])}
-    draws |= {"moving": ProgressiveTime(setting["steps"], window=0.2)}
+    half = setting["steps"] // 2  # the clean end is reached while the learning rate is still high
+    draws |= {"growing": ProgressiveTime(half), "moving": ProgressiveTime(half, window=0.2)}
     return Boot(
         online,
         teacher,
