@@ -7,10 +7,10 @@ __all__ = ['SOLVERS', 'TOY', 'GUIDES', 'DIGITS_MAX', 'DIGITS', 'MIXES', 'BOOT_SW
            'solve_signal_ode', 'log_ratio', 'signal_linear', 'signal_heun', 'SignalModel', 'BootStudent',
            'draw_between', 'ProgressiveTime', 'residual_weight', 'over_delta', 'Boot', 'check_ends', 'empty_batches',
            'with_weight', 'vp_sigmas', 'GuidedByLabel', 'WeightEmbedding', 'admit_weight', 'toy_grid', 'toy_teacher',
-           'toy_objective', 'ToyJudge', 'refine', 'toy_work', 'write_points', 'read_points', 'guided_toy_work',
-           'class_numbers', 'flat_digits', 'digits_teacher', 'DigitsJudge', 'walk_digits', 'digits_student',
-           'digits_work', 'digits_sampler_work', 'pack', 'unpack', 'linear_mix', 'spherical_mix', 'mixing_numbers',
-           'digits_gallery', 'guided_digits_work', 'photo_patches', 'choose_data', 'data_work']
+           'toy_objective', 'ToyJudge', 'refine', 'toy_work', 'guided_toy_work', 'class_numbers', 'flat_digits',
+           'digits_teacher', 'DigitsJudge', 'walk_digits', 'digits_student', 'digits_work', 'digits_sampler_work',
+           'pack', 'unpack', 'linear_mix', 'spherical_mix', 'mixing_numbers', 'digits_gallery', 'guided_digits_work',
+           'photo_patches', 'choose_data', 'data_work']
 
 # %% ../nbs/14_boot.ipynb #ad73ce27
 import copy
@@ -243,9 +243,11 @@ class BootStudent(nn.Module):
 def draw_between(
     sigmas: Tensor, like: Tensor, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Draw a time t uniform in [delta, 1] for each row of `like`, and return levels `[B]` at
-    t - delta and at t, where the clock ticks delta = 1/(N - 1) from each of `sigmas` `[N]` to the
-    next.  Levels between grid points are interpolated in ln sigma.  Source: BOOT, slide L_BS.
+    """Draw a time t, uniform in [delta, 1], for each row of `like`; return its levels as `[B]`.
+
+    They are those at t - delta and at t, on the clock that takes delta = 1/(N - 1) from each of
+    `sigmas` `[N]` to the next; in between, levels are interpolated in ln sigma.
+    Source: slide "Learning with Bootstrapping".
     """
     intervals = len(sigmas) - 1
     place = draw_uniform(like, generator) * (intervals - 1)
@@ -379,6 +381,7 @@ def empty_batches(
     *,
     num_classes: int = 0,
     weights: tuple[float, float] | None = None,
+    device: str | torch.device = "cpu",
     generator: torch.Generator | None = None,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Yield endless batches without data: x of `shape` [B, ...] is NaN, labels are drawn evenly.
@@ -386,7 +389,8 @@ def empty_batches(
     There are none if `num_classes` is 0; with `weights` (lowest, highest) each label has a guidance
     weight, drawn evenly too (see `with_weight`).
     """
-    rows, x = torch.empty(shape[0]), torch.full(tuple(shape), math.nan)
+    x = torch.full(tuple(shape), math.nan, device=device)
+    rows = x.flatten(1)[:, 0]
     while True:
         labels = None
         if num_classes:
@@ -589,18 +593,7 @@ def toy_work(setting: dict, seed: int) -> dict:
             history[str(state.step)] = judge.errors(state.ema.model)
     seconds = round(time.perf_counter() - start, 1)
     cloud = sample_one_step(BootStudent(state.ema.model), judge.noise)
-    numbers = {**judge.measure(cloud), "seconds": seconds, "history": history}
-    return {**numbers, "cloud": write_points(cloud[:500] if setting["watch"] else cloud[:0])}
-
-
-def write_points(points: Tensor) -> str:
-    """Write `points` `[B, 2]` as one line of whole hundredths, for a figure from a stored row."""
-    return " ".join(str(int(v)) for v in (100 * points).round().flatten())
-
-
-def read_points(line: str) -> Tensor:
-    """Return the points `[B, 2]` that `write_points` wrote as `line`."""
-    return torch.tensor([float(v) / 100 for v in line.split()]).reshape(-1, 2)
+    return {**judge.measure(cloud), "seconds": seconds, "history": history}
 
 # %% ../nbs/14_boot.ipynb #bt14e005
 GUIDES = (0.0, 1.0, 2.0, 3.0, 4.0)
@@ -900,27 +893,27 @@ def _changed(base: dict, **choices: Sequence) -> list[dict]:
 
 
 def _sweeps() -> list[Sweep]:
-    long, eight = {**TOY, "steps": 3000}, {**TOY, "dataset": "eight_gaussians", "watch": True}
+    long, eight = {**TOY, "steps": 4000}, {**TOY, "dataset": "eight_gaussians"}
     forms = [("exact", "edm"), ("learned", "edm"), ("exact", "vp"), ("learned", "vp")]
     kinds = [{**long, "teacher": t, "form": f, "init": "copied"} for t, f in forms]
     choices = {
         "points": [9, 18, 72],
-        "lr": [1e-3, 1e-2],
+        "lr": [3e-4, 1e-3, 1e-2],
         "beta": [0.0, 0.1, 10.0],
         "weight": ["delta"],
         "solver": ["linear", "heun"],
-        "draw": ["between", "growing", "moving"],
-        "decay": [0.9, 0.99],
+        "draw": ["between"],
+        "decay": [0.9, 0.99, 0.999],
         "init": ["copied"],
     }
     watched = {**TOY, "watch": True}
     ends = [{**eight, "beta": b, "init": i} for i in ("fresh", "copied") for b in (0.0, 1.0)]
     digits = {"solver": ["heun"], "points": [12, 48], "beta": [0.0], "init": ["fresh"]}
-    plan = [{"dataset": "pinwheel", "w": w, "negative": None} for w in ("input", 3.0)]
+    plan = [{"dataset": "pinwheel", "w": w, "negative": None} for w in ("input", 1.0, 3.0)]
     shares = ["100%", "10%", "1%", "noise", "elsewhere", "none"]
-    sets = [("moons", 1500), ("digits", 2000)]
+    sets = [("moons", 2000), ("digits", 2000)]
     return [
-        Sweep("boot_main", "four teachers of moons; 12 runs of 50 s", toy_work, kinds),
+        Sweep("boot_main", "four teachers of moons; 12 runs of 60 s", toy_work, kinds),
         Sweep(
             "boot_choices",
             "moons, one choice changed at a time; 54 runs of 25 s",
@@ -941,7 +934,7 @@ def _sweeps() -> list[Sweep]:
         ),
         Sweep(
             "boot_guidance",
-            "pinwheel with guidance, w as input or fixed; 9 runs of 40 s",
+            "pinwheel with guidance, w as input or fixed; 12 runs of 40 s",
             guided_toy_work,
             [*plan, {"dataset": "pinwheel", "w": "input", "negative": 0}],
         ),
