@@ -1,0 +1,421 @@
+"""How many images a second do the training steps and the sampler handle, and how well is the card used?
+
+    python3 benchmarks/throughput.py --minutes 7 --profile --variants
+    python3 benchmarks/throughput.py --device cpu --tiny            # a rehearsal, in seconds
+    torchrun --nproc_per_node 2 benchmarks/throughput.py --ddp      # two GPUs against one
+
+Model FLOP utilisation (MFU) counts 3 forward passes for a pass with gradients and 1 for one without,
+over the bfloat16 matrix product's own speed, measured in the same run.
+"""
+
+import argparse
+import gc
+import json
+import time
+import traceback
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from consistency_edu.consistency import ConsistencyModel
+from consistency_edu.consistency_training import ConsistencyTraining
+from consistency_edu.distillation import ConsistencyDistillation
+from consistency_edu.networks import named_unet
+from consistency_edu.pf_ode import EDMDenoiser, edm_objective, karras_sigmas
+from consistency_edu.sampling import sample_one_step
+from consistency_edu.training import compile_networks, set_precision, speed_up, train
+
+TARGETS = {
+    ("edm", "EDM step"): 3700,
+    ("edm", "consistency step"): 2700,
+    ("edm", "CD step, Heun"): 1800,
+    ("edm", "one-step sampling"): 11500,
+    ("small", "EDM step"): 12000,
+}
+PASSES = {  # with gradients, without
+    "EDM step": (1, 0),
+    "consistency step": (1, 1),
+    "CD step, Heun": (1, 3),
+    "one-step sampling": (0, 1),
+}
+
+
+class Bench:
+    """The device, the sizes, the clock and the rows of one run."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.device = args, torch.device(args.device)
+        self.end = time.perf_counter() + 60 * args.minutes
+        self.size = 8 if args.tiny else 32
+        self.is_gpu = self.device.type == "cuda"
+        self.rows, self.peak = [], float("nan")
+        self.card = torch.cuda.get_device_name() if self.is_gpu else "cpu"
+
+    @property
+    def left(self) -> float:
+        """The seconds that are left."""
+        return self.end - time.perf_counter()
+
+    def wait(self) -> float:
+        """Wait for the device, and return the time."""
+        if self.is_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def clear(self) -> None:
+        """Free what the last measurement left on the device."""
+        gc.collect()
+        if self.is_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def seconds(self, step: Callable, least: float = 2.0, warm: int = 3) -> float:
+        """Return the time of one `step`, over at least `least` seconds."""
+        for _ in range(warm):
+            step()
+        start, count = self.wait(), 0
+        while True:
+            for _ in range(2):
+                step()
+            count += 2
+            if count >= 6 and self.wait() - start > (0.1 if self.args.tiny else least):
+                return (self.wait() - start) / count
+
+
+def say(*words) -> None:
+    """Print at once."""
+    print(*words, flush=True)
+
+
+def matmul_peak(bench: Bench) -> float:
+    """Return the speed of a bfloat16 matrix product, in FLOP/s."""
+    n = 256 if bench.args.tiny else 8192
+    a, b = (torch.randn(n, n, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * n**3 / bench.seconds(lambda: a @ b, least=1.0, warm=5)
+
+
+def forward_flops(name: str, size: int) -> int:
+    """Return the FLOPs of one image's way through the U-Net `name`."""
+    with torch.device("meta"):
+        network, x = named_unet(name), torch.zeros(1, 3, size, size)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(x, torch.zeros(1))
+    return counter.get_total_flops()
+
+
+def images(bench: Bench, batch: int):
+    """Yield endless batches (images, None) that lie on the device."""
+    shape = (batch, 3, bench.size, bench.size)
+    some = [0.5 * torch.randn(shape, device=bench.device) for _ in range(4)]
+    while True:
+        for x in some:
+            yield x, None
+
+
+def make_objective(kind: str, network: nn.Module, make: Callable) -> nn.Module:
+    """Build the objective of a kind of step around `network`; `make` builds a teacher's network."""
+    if kind == "EDM step":
+        return edm_objective(EDMDenoiser(network))
+    model = ConsistencyModel(network)
+    if kind == "consistency step":
+        return ConsistencyTraining(model, total_steps=10_000, s0=10, s1=1280, mu0=0.0)
+    teacher = EDMDenoiser(make()).requires_grad_(False).eval()
+    return ConsistencyDistillation(model, teacher, karras_sigmas(18), decay=0.95)
+
+
+def measure_step(bench: Bench, name: str, kind: str, batch: int, *, change=None, **options) -> dict:
+    """Measure one kind of training step with the U-Net `name`, through the course's own `train`."""
+    torch.manual_seed(0)
+    make = lambda: named_unet(name, dropout=0.0 if bench.args.no_dropout else 0.13)
+    objective = make_objective(kind, make(), make)
+    awaken(objective)
+    objective = objective.to(bench.device)
+    if change is not None:
+        change(objective)
+    batches = images(bench, batch)
+    start = bench.wait()
+    is_compiled = speed_up(objective, next(batches), **options)
+    compile_seconds = bench.wait() - start
+    generator = torch.Generator(bench.device).manual_seed(0)
+    run = train(objective, batches, steps=10**6, lr=1e-4, generator=generator)
+    seconds = bench.seconds(lambda: next(run))
+    row = row_of(bench, name, kind, batch, seconds, compile_seconds, is_compiled)
+    if bench.args.profile:
+        row["profile"] = profile(bench, lambda: next(run))
+        row["issue_ms"] = issue_time(bench, lambda: next(run))
+    return row
+
+
+def awaken(module: nn.Module) -> None:
+    """Fill zero weights, so that nothing is timed on zeros."""
+    for p in module.parameters():
+        if p.ndim > 1 and not p.any():
+            nn.init.normal_(p, std=0.01)
+
+
+def measure_sampling(bench: Bench, name: str, batch: int, *, change=None, **options) -> dict:
+    """Measure one-step sampling with the U-Net `name`."""
+    torch.manual_seed(0)
+    model = ConsistencyModel(named_unet(name)).requires_grad_(False).eval()
+    awaken(model)
+    model = model.to(bench.device)
+    if change is not None:
+        change(model)
+    set_precision(model, torch.bfloat16)
+    compiled = compile_networks(model, options.pop("compiles", "networks"), **options)
+    noise = torch.randn(batch, 3, bench.size, bench.size, device=bench.device)
+    start = bench.wait()
+    sample_one_step(model, noise)
+    compile_seconds = bench.wait() - start
+    seconds = bench.seconds(lambda: sample_one_step(model, noise))
+    row = row_of(bench, name, "one-step sampling", batch, seconds, compile_seconds, bool(compiled))
+    if bench.args.profile:
+        row["profile"] = profile(bench, lambda: sample_one_step(model, noise))
+    return row
+
+
+def row_of(bench, name, kind, batch, seconds, compile_seconds, is_compiled) -> dict:
+    """Return the numbers of a measurement as a row of the table."""
+    with_gradients, without = PASSES[kind]
+    flops = (3 * with_gradients + without) * forward_flops(name, bench.size)
+    memory = torch.cuda.max_memory_allocated() / 2**30 if bench.is_gpu else float("nan")
+    return {
+        "network": name,
+        "step": kind,
+        "batch": batch,
+        "images_per_second": batch / seconds,
+        "mfu": flops * batch / seconds / bench.peak,
+        "step_ms": 1e3 * seconds,
+        "peak_memory_gib": memory,
+        "compile_seconds": compile_seconds,
+        "is_compiled": is_compiled,
+        "target": TARGETS.get((name, kind)),
+    }
+
+
+def issue_time(bench: Bench, step: Callable) -> float:
+    """Return how many ms the CPU needs to hand out one step to an idle device."""
+    times = []
+    for _ in range(4):
+        start = bench.wait()
+        step()
+        times.append(1e3 * (time.perf_counter() - start))
+    return min(times)
+
+
+KINDS = {  # words in the names of kernels, the first that fits
+    "fused norm": ("forward_kernel", "backward_kernel"),
+    "attention": ("flash", "fmha", "attention", "sdpa"),
+    "layout": ("nchwtonhwc", "nhwctonchw"),
+    "convolution": ("conv", "fprop", "dgrad", "wgrad", "cudnn", "implicit"),
+    "matmul": ("gemm", "nvjet", "cublas", "cutlass", "splitk"),
+    "reduction": ("triton_red", "triton_per", "reduce_kernel", "triton_split"),
+    "pointwise": ("triton_poi", "triton_for"),
+    "optimiser": ("multi_tensor", "adam", "lerp"),
+    "copies": ("memcpy", "memset", "copy"),
+}
+
+
+def profile(bench: Bench, step: Callable, steps: int = 3, top: int = 28) -> dict:
+    """Print and return the ms per step by kind of kernel, and the longest kernels."""
+    if not bench.is_gpu:
+        return {}
+    from torch.profiler import ProfilerActivity
+
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as record:
+        for _ in range(steps):
+            step()
+        bench.wait()
+    kinds, kernels = defaultdict(float), []
+    for event in record.key_averages():
+        ms = event.self_device_time_total / 1e3 / steps
+        if ms <= 0:
+            continue
+        low = event.key.lower()
+        kind = next((k for k, words in KINDS.items() if any(w in low for w in words)), "other")
+        kinds[kind] += ms
+        kernels.append((ms, event.count / steps, kind, event.key[:110]))
+    say(
+        "    ms per step:",
+        ", ".join(f"{k} {v:.2f}" for k, v in sorted(kinds.items(), key=lambda i: -i[1])),
+    )
+    for ms, count, kind, key in sorted(kernels, reverse=True)[:top]:
+        say(f"      {ms:8.3f} ms {count:5.0f} x {kind:11} {key}")
+    return dict(kinds)
+
+
+def report(bench: Bench, row: dict) -> None:
+    """Print a row at once, and keep it."""
+    bench.rows.append(row)
+    target = f" (target {row['target']:,})" if row["target"] else ""
+    say(
+        f"{row['network']:6} {row.get('variant', ''):14} {row['step']:18} batch {row['batch']:5} "
+        f"{row['images_per_second']:9,.0f} images/s{target}  MFU {row['mfu']:.3f}  "
+        f"{row['step_ms']:.1f} ms  {row['peak_memory_gib']:.1f} GiB  "
+        f"first call {row['compile_seconds']:.0f} s"
+        + ("" if row["is_compiled"] else "  NOT COMPILED")
+        + (f"  issue {row['issue_ms']:.1f} ms" if "issue_ms" in row else "")
+        + f"  [{bench.left:.0f} s left]"
+    )
+    save(bench)
+
+
+def save(bench: Bench) -> None:
+    """Write all rows so far to the folder of results."""
+    folder = Path(bench.args.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    card = bench.card.lower().replace(" ", "_").replace("/", "_")
+    name = f"throughput_{card}{'_x2' if bench.args.ddp else ''}{'_tiny' if bench.args.tiny else ''}"
+    content = {
+        "card": bench.card,
+        "peak_bf16_flops": bench.peak,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if bench.is_gpu else None,
+        "command": bench.args.command,
+        "rows": bench.rows,
+    }
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def attempt(bench: Bench, title: str, needs: float, work: Callable) -> None:
+    """Do `work` if `needs` seconds are left, and go on whatever happens."""
+    if bench.left < needs and not bench.args.tiny:
+        say(f"skipped for lack of time ({bench.left:.0f} s left): {title}")
+        return
+    bench.clear()
+    try:
+        work()
+    except Exception as error:
+        say(f"FAILED {title}: {type(error).__name__}: {str(error)[:600]}")
+        say("    " + " | ".join(traceback.format_exc().strip().splitlines()[-7:-1])[-900:])
+
+
+def wanted(bench: Bench, word: str) -> bool:
+    """Is this part of the run asked for?"""
+    return not bench.args.only or word in bench.args.only.split(",")
+
+
+def run_all(bench: Bench) -> None:
+    """Measure everything, the most important first."""
+    batch, compiles = bench.args.batch, bench.args.compiles
+    change = None
+    if bench.args.fused:
+        from variants import use_fused_norm as change
+
+    def step(name, kind, batch=batch, variant="", **options):
+        options = {"compiles": compiles, "change": change, **options}
+        row = measure_step(bench, name, kind, batch, **options)
+        report(bench, row | {"variant": variant})
+
+    def sample():
+        report(bench, measure_sampling(bench, "edm", batch, compiles=compiles, change=change))
+
+    if wanted(bench, "edm"):
+        attempt(bench, "EDM step", 60, lambda: step("edm", "EDM step"))
+    if bench.args.variants:
+        import variants
+
+        variants.compare(bench, attempt, say, step)
+    if wanted(bench, "small") and not bench.args.variants:
+        attempt(bench, "small", 60, lambda: step("small", "EDM step"))
+    for kind in ("consistency step", "CD step, Heun"):
+        if wanted(bench, kind.split()[0].lower()):
+            attempt(bench, kind, 60, lambda kind=kind: step("edm", kind))
+    if wanted(bench, "sampling"):
+        attempt(bench, "sampling", 40, sample)
+
+
+def run_ddp(bench: Bench) -> None:
+    """Measure the EDM step on one GPU, then on all with averaged gradients, at one batch per GPU."""
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    dist.init_process_group("nccl" if bench.is_gpu else "gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    if bench.is_gpu:
+        torch.cuda.set_device(rank % torch.cuda.device_count())
+        bench.device = torch.device("cuda", torch.cuda.current_device())
+    torch.manual_seed(0)
+    objective = edm_objective(EDMDenoiser(named_unet(bench.args.network, dropout=0.13)))
+    awaken(objective)
+    objective = objective.to(bench.device)
+    batches, generator = images(bench, bench.args.batch), torch.Generator(bench.device)
+    generator.manual_seed(rank)
+    compiles = bench.args.compiles if bench.is_gpu else "nothing"
+    speed_up(objective, next(batches), compiles=compiles)
+    optimiser = torch.optim.Adam(objective.parameters(), 1e-4, fused=bench.is_gpu)
+
+    def step():
+        objective(next(batches)[0], generator=generator).mean().backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    alone = bench.seconds(step) if rank == 0 else 0.0
+    dist.barrier()
+    network = objective.online.network
+    objective.online.network = DistributedDataParallel(network, gradient_as_bucket_view=True)
+    for _ in range(5):
+        step()
+    dist.barrier()
+    start, count = bench.wait(), 4 if bench.args.tiny else 30
+    for _ in range(count):
+        step()
+    dist.barrier()
+    together = (bench.wait() - start) / count
+    if rank == 0:
+        row = row_of(
+            bench, bench.args.network, "EDM step", bench.args.batch * world, together, 0, True
+        )
+        row["mfu"], row["step"] = row["mfu"] / world, f"EDM step x{world}"
+        row["ratio_to_one"] = world * alone / together
+        report(bench, row)
+        say(f"{world} GPUs do {row['ratio_to_one']:.3f} times the work of one")
+    dist.destroy_process_group()
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="tiny network and batch, to rehearse")
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="stop starting things after this"
+    )
+    parser.add_argument("--batch", type=int, default=0, help="images per step (default 512)")
+    parser.add_argument("--compiles", default="networks", help="networks, stages or nothing")
+    parser.add_argument("--only", default="", help="edm,small,consistency,cd,sampling")
+    parser.add_argument("--network", default="edm", help="the U-Net of --ddp")
+    parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
+    for flag in ("profile", "variants", "ddp", "no-dropout", "fused"):
+        parser.add_argument(f"--{flag}", action="store_true")
+    args = parser.parse_args()
+    args.command = " ".join(__import__("sys").argv)
+    args.batch = args.batch or (8 if args.tiny else 512)
+    return args
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    args = parse()
+    warnings.filterwarnings("ignore", message=".*(TF32|lr_scheduler|Profiler).*")
+    if args.tiny:
+        import consistency_edu.networks as networks
+
+        tiny = dict(width=8, multipliers=(1, 2), blocks=1, attention=(False, True))
+        networks.UNETS.update(edm=tiny, small=tiny)
+        args.compiles, args.network = "nothing" if args.device == "cpu" else args.compiles, "edm"
+    bench = Bench(args)
+    say(f"{bench.card}, torch {torch.__version__}, cuda {torch.version.cuda}")
+    bench.peak = matmul_peak(bench)
+    say(f"bfloat16 matrix product: {bench.peak / 1e12:.1f} TFLOP/s")
+    (run_ddp if args.ddp else run_all)(bench)
+
+
+if __name__ == "__main__":
+    main()
