@@ -92,8 +92,11 @@ def test_a_student_exists_at_sigma_max_alone(exact, noise):
 def test_a_student_hands_labels_on(noise):
     labels = torch.arange(64) % 3
     student = FewStepStudent(labelled, [0.0, 5.0])
-    assert torch.equal(sample_one_step(student, noise, labels)[:, 0], labels.double())
-    assert torch.equal(sample_progressive(student, noise, labels=labels)[:, 1], labels.double())
+    for cloud in (
+        sample_one_step(student, noise, labels),
+        sample_progressive(student, noise, labels=labels),
+    ):
+        assert torch.allclose(cloud, labels[:, None].double().expand(64, 2), atol=1e-12)
 
 
 @pytest.mark.parametrize("grid", [[5.0, 0.0], [1.0], [-1.0, 5.0], [0.1, 0.1, 5.0], [[0.1, 5.0]]])
@@ -118,7 +121,8 @@ def test_pairs_are_solved_in_batches(solver, calls, exact, noise):
 def test_pairs_keep_their_labels(noise):
     labels = torch.arange(64) % 5
     pairs = make_pairs(labelled, noise, [0.0, 1.0, 5.0], labels=labels, batch_size=10)
-    assert torch.equal(pairs.sample[:, 0], labels.double()) and torch.equal(pairs.labels, labels)
+    assert torch.allclose(pairs.sample[:, 0], labels.double(), atol=1e-12)
+    assert torch.equal(pairs.labels, labels)
 
 
 def test_direct_distillation_is_zero_for_the_teachers_map(generator):
@@ -152,7 +156,7 @@ def test_on_the_fly_costs_one_solve_a_batch(exact):
 def test_on_the_fly_solves_the_batchs_own_labels():
     labels = torch.arange(16) % 3
     task = DirectDistillation(FewStepStudent(labelled, [0.0, 5.0]), labelled, [0.0, 1.0, 5.0])
-    assert not task(torch.zeros(16, 2), labels).any()
+    assert task(torch.zeros(16, 2), labels).max() < 1e-10
     assert torch.equal(task.draw(torch.empty(16, 2), labels, None).labels, labels)
 
 
@@ -195,8 +199,8 @@ def test_one_student_step_is_two_teacher_steps(form, exact, noise):
     sigmas = GRIDS[form]
     task = ProgressiveDistillation(Constant(0), exact, sigmas)
     for i in range(0, 8, 2):
-        low, middle, high = (at(float(s), 64) for s in sigmas[i : i + 3])
-        x = noise * float(high)
+        low, middle, high = (at(s, 64) for s in sigmas[i : i + 3].tolist())
+        x = noise * high[:, None]
         two = euler_step(exact, euler_step(exact, x, high, middle), middle, low)
         goal = task.goal(x, (low, middle, high))
         one = euler_step(lambda *_, goal=goal: goal, x, high, low)
@@ -221,7 +225,7 @@ def test_perfect_rounds_end_where_the_first_teacher_ends(form, exact, noise):
 
         def forward(self, x, sigma, labels=None):
             grid = self.task.sigmas
-            i = int(torch.searchsorted(grid, sigma[0].double()))
+            i = int((grid - sigma[0]).abs().argmin())
             return self.task.goal(x, tuple(grid[k].expand(len(x)) for k in (i - 2, i - 1, i)))
 
     model, sigmas = exact, GRIDS[form]
@@ -410,16 +414,18 @@ def test_the_velocity_objective_is_even_in_the_angle(generator):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """The bench with a teacher of twenty training steps."""
+    """The bench with a teacher of twenty training steps, and a hundred noises."""
     learn = progressive.learn_teacher
     monkeypatch.setattr(progressive, "learn_teacher", lambda *a: learn(*a, steps=20))
+    monkeypatch.setattr(progressive, "POINTS", 100)
+    monkeypatch.setattr(progressive, "BATCH", 64)
 
 
 @pytest.mark.parametrize("name", progressive.PROGRESSIVE_SWEEPS)
 def test_every_sweep_can_do_a_short_run(name, quick):
     sweep = progressive.PROGRESSIVE_SWEEPS[name]
     assert sweep.name == name and len(sweep.seeds) >= 3
-    for setting in sweep.settings[:: max(1, len(sweep.settings) // 3)]:
+    for setting in (sweep.settings[0], sweep.settings[-1]):
         short = {**setting, "steps": 12}
         short |= {"pairs": 600} if setting.get("pairs") else {}
         numbers = sweep.work(short, 0)
@@ -427,9 +433,9 @@ def test_every_sweep_can_do_a_short_run(name, quick):
 
 
 def test_both_methods_start_from_the_teacher_and_pay_twice_a_step(quick):
-    for method in ("cd", "pd"):
+    for method in ("cd", "pd256", "pd"):
         setting = {"dataset": "moons", "method": method, "distance": "l2", "steps": 12}
         numbers = progressive.versus_work(setting, 0)
-        assert numbers["evaluations_1"] == 24
+        assert numbers["evaluations_1"] == 2 * (12 if method != "pd256" else 8)
     assert numbers["evaluations_8"] == 12  # three of the six rounds
     assert progressive.versus_work(setting, 0) == numbers
