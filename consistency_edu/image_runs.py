@@ -18,19 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from consistency_edu.image_methods import (
-    DATA_FREE,
-    NEEDS_TEACHER,
-    OPTIMIZERS,
-    Recipe,
-    build_model,
-    build_network,
-    build_objective,
-    check_recipe,
-    draw_samples,
-    evaluations,
-    present,
-)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -43,6 +30,19 @@ from consistency_edu.data import (
     draw_uniform,
     image_batches,
     load_images,
+)
+from consistency_edu.image_methods import (
+    DATA_FREE,
+    NEEDS_TEACHER,
+    OPTIMIZERS,
+    Recipe,
+    build_model,
+    build_network,
+    build_objective,
+    check_recipe,
+    draw_samples,
+    evaluations,
+    present,
 )
 from .progressive import make_pairs
 from consistency_edu.training import (

@@ -232,7 +232,7 @@ def fit(
 
 # %% ../nbs/05_training.ipynb #5eed0003
 def set_precision(module: nn.Module, precision: torch.dtype | None) -> None:
-    """Let all U-Nets in `module` compute in `precision`, channels last; weights stay as they are."""
+    """Let all U-Nets in `module` compute in `precision`, channels last; the weights stay float32."""
     for part in module.modules():
         if isinstance(part, UNet):
             part.precision = precision
@@ -290,7 +290,8 @@ def speed_up(
         for part in parts:
             part._compiled_call_impl = None
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        warnings.warn(f"torch.compile failed, so training goes on without it: {reason[0]}")
+        story = f"torch.compile failed, so training goes on without it: {reason[0]}"
+        warnings.warn(story, stacklevel=2)
         try_out(objective, batch)
         return False
     return bool(parts)
@@ -323,7 +324,7 @@ def randomness_of(generator: torch.Generator | None) -> dict[str, Tensor]:
 
 
 def set_randomness(states: dict[str, Tensor], generator: torch.Generator | None = None) -> None:
-    """Put `states`, made by `randomness_of`, back into PyTorch's generators and into `generator`."""
+    """Put `states`, which `randomness_of` returned, back into `generator` and the global ones."""
     torch.set_rng_state(states["global"])
     if generator is not None:
         generator.set_state(states["generator"])
