@@ -62,7 +62,7 @@ class Recipe:
     """teacher, cd, ct, pd, direct or boot"""
     data: str = "digits"
     """digits, cifar10, or the path of a folder, a tar or an .npz file of images"""
-    teacher: str = ""
+    source: str = ""
     """the recipe whose finished run is the teacher; none if empty"""
     network: str = "mlp"
     """mlp, or a U-Net's name: tiny, mini, small, edm"""

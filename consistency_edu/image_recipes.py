@@ -17,8 +17,8 @@ DIGITS = Recipe(
 def digits(method: str, about: str, **choices) -> Recipe:
     """Return the recipe of `method` for digits, with `choices` of its own."""
     name = choices.pop("name", f"digits-{method}")
-    teacher = choices.pop("teacher", "digits-teacher" if method in NEEDS_TEACHER else "")
-    own = {"name": name, "method": method, "about": about, "teacher": teacher, **choices}
+    source = "digits-teacher" if method in NEEDS_TEACHER else ""
+    own = {"name": name, "method": method, "about": about, "source": source, **choices}
     return dataclasses.replace(DIGITS, **own)
 
 

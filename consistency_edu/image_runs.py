@@ -263,7 +263,7 @@ def open_workshop(
     if recipe.method in NEEDS_TEACHER:
         if teacher is None:
             raise InputError(
-                f"'{recipe.name}' distils a teacher: train {recipe.teacher or 'one'} first, and "
+                f"'{recipe.name}' distils a teacher: train {recipe.source or 'one'} first, and "
                 "give its folder with --teacher."
             )
         master = load_run(teacher, recipe.device)

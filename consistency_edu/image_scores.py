@@ -48,9 +48,7 @@ class DigitsJudge:
         self.real = self.project(self.test)
         self.close = self.nearest(self.test).quantile(0.05)
         dice = torch.Generator().manual_seed(449)
-        self.noise = draw_normal(
-            self.test.new_empty(draws * self.count, *self.test.shape[1:]), dice
-        )
+        self.noise = draw_normal(self.test.repeat(draws, 1, 1, 1), dice)
         self.labels = torch.arange(len(self.noise)) % 10
 
     def project(self, x: Tensor) -> Tensor:
@@ -118,14 +116,7 @@ class DigitsConfig:
         return f"digits_seed{self.seed}"
 
 
-NAMES = {
-    "teacher": "teacher",
-    "cd": "CD",
-    "ct": "CT",
-    "pd": "PD",
-    "direct": "direct",
-    "boot": "BOOT",
-}
+NAMES = {"cd": "CD", "ct": "CT", "pd": "PD", "boot": "BOOT"}
 
 
 def title(recipe: Recipe, nfe: int) -> str:
@@ -133,7 +124,7 @@ def title(recipe: Recipe, nfe: int) -> str:
     special = ""
     if recipe.labels:
         special = " with classes" if recipe.guidance == 1 else f" guided, w = {recipe.guidance:g}"
-    return f"{NAMES[recipe.method]}{special}, {nfe} NFE"
+    return f"{NAMES.get(recipe.method, recipe.method)}{special}, {nfe} NFE"
 
 
 def rows_of(folder: Path, judge: DigitsJudge) -> tuple[list[dict], dict[str, Tensor]]:
@@ -203,7 +194,7 @@ def train_digits(recipe: Recipe, config: DigitsConfig) -> Path:
     steps = max(1, round(recipe.steps * config.effort))
     pairs = round(recipe.pairs * min(1.0, config.effort))
     recipe = dataclasses.replace(recipe, steps=steps, pairs=pairs)
-    teacher = runs / recipe.teacher if recipe.teacher else None
+    teacher = runs / recipe.source if recipe.source else None
     return train_recipe(recipe, runs / recipe.name, teacher=teacher, seed=config.seed, resume=True)
 
 
