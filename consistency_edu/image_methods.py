@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .boot import Boot, BootStudent, SignalModel
+from .boot import Boot, BootStudent, SignalModel, signal_euler, signal_heun
 from .consistency import ConsistencyModel
 from .consistency_training import ConsistencyTraining
 from .data import InputError, choose
@@ -124,7 +124,7 @@ class Recipe:
     weight: str = "inverse_gap"
     """CD and CT: inverse_gap or uniform"""
     solver: str = "heun"
-    """heun or euler: the teacher's step in CD, in pairs, and in PD's first round"""
+    """heun or euler: the teacher's step in CD, in pairs, in PD's first round and in BOOT"""
     decay: float = 0.0
     """CD: decay mu of the target network"""
     s0: int = 10
@@ -296,6 +296,7 @@ class Halving(nn.Module):
         self.rounds = (len(sigmas) - 1).bit_length() - 1
         self.solver, self.options = solver, options
         self.register_buffer("sigmas", sigmas)
+        self._made = (-1, None)  # in a tuple, so that its weights are not registered twice
 
     @property
     def place(self) -> float:
@@ -317,14 +318,20 @@ class Halving(nn.Module):
         self, x: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Return the loss `[B]` of the present round for clean `x` `[B, ...]`."""
-        solver = self.solver if self.round == 0 else euler_step
-        grid = self.sigmas[:: 2**self.round]
-        task = ProgressiveDistillation(
-            self.online, self.mentor, grid, solver=solver, **self.options
-        )
+        task = self._task()
         loss = task(x, labels, generator=generator)
         self.last_sigma = task.last_sigma
         return loss
+
+    def _task(self) -> ProgressiveDistillation:
+        """Return the objective of the present round, made once."""
+        if self._made[0] != self.round:
+            solver = self.solver if self.round == 0 else euler_step
+            grid = self.sigmas[:: 2**self.round]
+            options = {"solver": solver, **self.options}
+            task = ProgressiveDistillation(self.online, self.mentor, grid, **options)
+            self._made = (self.round, task.to(grid.device))
+        return self._made[1]
 
     def after_step(self) -> None:
         """Count the step; at the end of a round the student becomes the teacher."""
@@ -406,6 +413,7 @@ def boot_objective(
 ) -> nn.Module:
     """Return BOOT."""
     options = {"boundary_weight": recipe.boundary, "distance": DISTANCES[recipe.distance]}
+    options["solver"] = {"heun": signal_heun, "euler": signal_euler}[recipe.solver]
     return Boot(online, teacher, grid_of(recipe), **options)
 
 # %% ../nbs/18_image_methods.ipynb #ir000019

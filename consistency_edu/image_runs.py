@@ -2,8 +2,9 @@
 
 # %% auto #0
 __all__ = ['RATES', 'write_text', 'write_json', 'check_writable', 'Pace', 'Run', 'load_run', 'image_grid', 'show_images',
-           'save_grid', 'Workshop', 'blank_batches', 'batches_of', 'open_workshop', 'check_data', 'fill_pairs',
-           'Recorder', 'read_metrics', 'cut_metrics', 'train_recipe', 'run_loop', 'finish', 'device_name', 'card']
+           'save_grid', 'Workshop', 'blank_batches', 'batches_of', 'open_workshop', 'prepare', 'check_data',
+           'fill_pairs', 'Recorder', 'read_metrics', 'cut_metrics', 'train_recipe', 'check_same', 'run_loop', 'finish',
+           'device_name', 'card']
 
 # %% ../nbs/18_image_runs.ipynb #ru000004
 import dataclasses
@@ -35,6 +36,7 @@ from consistency_edu.image_methods import (
     DATA_FREE,
     NEEDS_TEACHER,
     OPTIMIZERS,
+    PRECISIONS,
     Recipe,
     build_model,
     build_network,
@@ -52,7 +54,9 @@ from consistency_edu.training import (
     load_weights,
     progress,
     save_checkpoint,
+    speed_up,
     train,
+    try_out,
     weights_of,
 )
 
@@ -280,8 +284,36 @@ def open_workshop(
         fill_pairs(recipe, objective, images, generator)
     if images.images.nbytes < 2e9:
         images = images.to(device)
+    prepare(recipe, objective, shape, device)
     batches = batches_of(recipe, images, device, generator)
     return Workshop(recipe, folder, images, device, seed, objective, batches, generator)
+
+
+def prepare(
+    recipe: Recipe, objective: nn.Module, shape: tuple[int, int, int], device: torch.device
+) -> None:
+    """Set precision, compile, and try one batch on a GPU; InputError if it does not fit there."""
+    if device.type != "cuda":
+        return
+
+    def batch(size: int) -> tuple[Tensor, Tensor | None]:
+        labels = torch.zeros(size, dtype=torch.int64, device=device) if recipe.labels else None
+        return torch.zeros(size, *shape, device=device), labels
+
+    options = {"precision": PRECISIONS[recipe.precision], "compiles": recipe.compiles}
+    try:
+        speed_up(objective, batch(recipe.batch), **options)
+        return
+    except torch.cuda.OutOfMemoryError:
+        fits = recipe.batch // 2
+    while fits > 1:
+        torch.cuda.empty_cache()
+        try:
+            try_out(objective, batch(fits))
+            break
+        except torch.cuda.OutOfMemoryError:
+            fits //= 2
+    raise InputError(f"a batch of {recipe.batch} is too much for '{device}': use --batch {fits}.")
 
 
 def check_data(recipe: Recipe, images: ImageSet, teacher: Run | None) -> None:
@@ -383,13 +415,31 @@ def train_recipe(
     has_checkpoint = (folder / "checkpoint" / "state.json").exists()
     if (is_finished or has_checkpoint) and not resume:
         raise InputError(f"there is a run in '{folder}' already: use --resume, or another --out.")
+    if is_finished or has_checkpoint:
+        check_same(recipe, seed, folder)
     if is_finished:
         return folder
     shop = open_workshop(recipe, folder, teacher=teacher, seed=seed)
     checkpoint = load_checkpoint(folder / "checkpoint") if has_checkpoint else None
+    write_json(folder / "recipe.json", {"recipe": dataclasses.asdict(recipe), "seed": seed})
     spent = cut_metrics(folder, checkpoint.step if checkpoint else 0)
     pace = Pace(recipe, shop.objective, spent, checkpoint.step if checkpoint else 0)
     return finish(shop, pace, run_loop(shop, pace, checkpoint))
+
+
+def check_same(recipe: Recipe, seed: int, folder: Path) -> None:
+    """Raise InputError unless the run in `folder` was begun with this `recipe` and `seed`."""
+    begun = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    ours = {**dataclasses.asdict(recipe), "seed": seed}
+    theirs = {**begun["recipe"], "seed": begun["seed"]}
+    free = ("about", "device")
+    other = [name for name in ours if name not in free and ours[name] != theirs.get(name)]
+    if other:
+        was, name = theirs.get(other[0]), other[0]
+        raise InputError(
+            f"the run in '{folder}' was begun with {name} = {was}, not {ours[name]}: "
+            "resume it as it was, or choose another --out."
+        )
 
 
 def run_loop(shop: Workshop, pace: Pace, checkpoint: Checkpoint | None) -> TrainState:
