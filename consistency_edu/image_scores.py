@@ -15,8 +15,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import viz
-from .data import InputError, draw_normal, load_images, to_floats
-from .image_methods import Recipe, evaluations
+from .data import InputError, choose, draw_normal, load_images, to_floats
+from .image_methods import METHODS, Recipe, evaluations
 from .image_recipes import DIGITS_RECIPES
 from consistency_edu.image_runs import (
     Run,
@@ -107,6 +107,8 @@ class DigitsConfig:
     """seeds weights, batches and noise of every method"""
     out: Path = Path(".")
     """the folder in which runs/, results/ and images/ are written"""
+    only: tuple[str, ...] = ()
+    """train these methods now (cd, ct, ...), and tell of what is finished besides; all if empty"""
     effort: float = 1.0
     """the share of each recipe's steps that is taken; 0.02 is a quick look"""
 
@@ -167,6 +169,8 @@ def run_digits(config: DigitsConfig, report: Callable[[str], None] = tqdm.write)
     """
     if config.effort <= 0 or not 0 <= config.seed < 2**63:
         raise InputError("effort must be above 0, and the seed must lie in 0 … 2^63 - 1.")
+    for method in config.only:
+        choose("method", method, METHODS)
     for folder in ("runs", "results", "images"):
         check_writable(config.out / folder)
     judge = DigitsJudge()
@@ -176,7 +180,11 @@ def run_digits(config: DigitsConfig, report: Callable[[str], None] = tqdm.write)
     report(line(real))
     pictures, files = {"held-out digits": judge.test[:20]}, {}
     for recipe in DIGITS_RECIPES:
-        folder = train_digits(recipe, config)
+        folder = config.out / "runs" / config.name / recipe.name
+        if not config.only or recipe.method in config.only:
+            train_digits(recipe, config)
+        if not (folder / "run.json").exists():
+            continue
         rows, shown = rows_of(folder, judge)
         pictures |= shown
         table["rows"] += rows
