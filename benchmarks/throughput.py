@@ -202,9 +202,10 @@ def issue_time(bench: Bench, step: Callable) -> float:
     """Return how many ms the CPU needs to hand out one step to an idle device."""
     times = []
     for _ in range(4):
-        start = bench.wait()
+        bench.wait()
+        start = time.process_time()
         step()
-        times.append(1e3 * (time.perf_counter() - start))
+        times.append(1e3 * (time.process_time() - start))
     return min(times)
 
 
@@ -307,6 +308,10 @@ def run_all(bench: Bench) -> None:
     change = None
     if bench.args.fused:
         from variants import use_fused_norm as change
+    if bench.args.variants:
+        import variants
+
+        change = variants.compare(bench, attempt, say) or change
 
     def step(name, kind, batch=batch, variant="", **options):
         options = {"compiles": compiles, "change": change, **options}
@@ -318,17 +323,21 @@ def run_all(bench: Bench) -> None:
 
     if wanted(bench, "edm"):
         attempt(bench, "EDM step", 60, lambda: step("edm", "EDM step"))
-    if bench.args.variants:
-        import variants
-
-        variants.compare(bench, attempt, say, step)
-    if wanted(bench, "small") and not bench.args.variants:
-        attempt(bench, "small", 60, lambda: step("small", "EDM step"))
     for kind in ("consistency step", "CD step, Heun"):
         if wanted(bench, kind.split()[0].lower()):
             attempt(bench, kind, 60, lambda kind=kind: step("edm", kind))
     if wanted(bench, "sampling"):
         attempt(bench, "sampling", 40, sample)
+    if wanted(bench, "small"):
+        attempt(bench, "small", 45, lambda: step("small", "EDM step"))
+    if wanted(bench, "stages"):
+        plain = dict(compiles="stages", change=None, variant="plain, stages")
+        attempt(bench, "stages", 60, lambda: step("edm", "EDM step", **plain))
+    if wanted(bench, "graphs") and bench.is_gpu:
+        graphs = dict(mode="reduce-overhead", variant="CUDA graphs")
+        attempt(bench, "graphs", 60, lambda: step("small", "EDM step", **graphs))
+    if wanted(bench, "plain") and change is not None:
+        attempt(bench, "plain", 150, lambda: step("edm", "EDM step", change=None, variant="plain"))
 
 
 def run_ddp(bench: Bench) -> None:
@@ -389,7 +398,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=int, default=0, help="images per step (default 512)")
     parser.add_argument("--compiles", default="networks", help="networks, stages or nothing")
-    parser.add_argument("--only", default="", help="edm,small,consistency,cd,sampling")
+    parser.add_argument(
+        "--only", default="", help="edm,small,consistency,cd,sampling,stages,graphs,plain"
+    )
+    parser.add_argument("--which", default="", help="the variants to compare, all if not given")
     parser.add_argument("--network", default="edm", help="the U-Net of --ddp")
     parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
     for flag in ("profile", "variants", "ddp", "no-dropout", "fused"):

@@ -181,7 +181,7 @@ def time_kernels(bench, say: Callable) -> None:
     """Time the fused kernels alone, for some sizes of their tiles, in ms and TB/s."""
     import fused_norm
 
-    batch = bench.args.batch
+    batch, times = bench.args.batch, {}
     for C, size in ((256, 32), (512, 32), (256, 16)):
         norm = GroupNorm(C).to(bench.device)
         x, grad, residual = (
@@ -192,14 +192,8 @@ def time_kernels(bench, say: Callable) -> None:
         )
         shift = torch.randn(batch, C, device=bench.device)
         seed = torch.ones(1, device=bench.device, dtype=torch.int32)
-        for lanes, block, warps in (
-            (16, 128, 4),
-            (32, 64, 4),
-            (32, 128, 4),
-            (32, 128, 8),
-            (64, 64, 8),
-            (64, 128, 8),
-        ):
+        tiles = ((32, 64, 4), (32, 128, 8), (64, 32, 4), (64, 64, 8), (64, 128, 8), (128, 32, 8))
+        for lanes, block, warps in tiles:
             fused_norm.LANES, fused_norm.BLOCK, fused_norm.WARPS = lanes, block, warps
             w, b, g = norm.weight.detach(), norm.bias.detach(), norm.num_groups
             forward = lambda: fused_norm.norm_forward(x, shift, w, b, seed, g, 1e-6, 0.13, True)
@@ -209,11 +203,14 @@ def time_kernels(bench, say: Callable) -> None:
             )
             f, r = (1e3 * bench.seconds(k, least=0.1) for k in (forward, backward))
             size_tb = x.numel() * 2 / 1e12
+            times[lanes, block, warps] = times.get((lanes, block, warps), 0) + f + r
             say(
                 f"  kernel C {C} {size}x{size} lanes {lanes} block {block} warps {warps}: forward "
                 f"{f:.3f} ms {2 * size_tb / f * 1e3:.2f} TB/s, backward {r:.3f} ms "
                 f"{4 * size_tb / r * 1e3:.2f} TB/s"
             )
+    fused_norm.LANES, fused_norm.BLOCK, fused_norm.WARPS = min(times, key=times.get)
+    say("  chosen:", min(times, key=times.get))
 
 
 CHANGES = {
@@ -229,32 +226,25 @@ CHANGES = {
 }
 
 
-def compare(bench, attempt: Callable, say: Callable, step: Callable) -> None:
-    """Time all variants of a stack of blocks, then the best ones in the whole network."""
+def compare(bench, attempt: Callable, say: Callable) -> Callable | None:
+    """Time variants of a stack of blocks; return the fused norm if it is faster than none."""
     floor = stack_floor(bench)
     say(f"four stages at full size, forward and backward; their convolutions at P: {floor:.2f} ms")
 
-    def one(name, change, options):
-        ms, memory, first = time_stack(bench, change, **options)
+    times = {}
+
+    def one(name):
+        change, options = CHANGES[name]
+        ms, memory, first = times[name] = time_stack(bench, change, **options)
         say(
-            f"  {name:20} {ms:8.2f} ms ({ms - floor:6.2f} above)  {memory:5.1f} GiB  first {first:.0f} s"
+            f"  {name:20} {ms:8.2f} ms ({ms - floor:6.2f} above)  {memory:5.1f} GiB  "
+            f"first {first:.0f} s"
         )
 
-    def some(names):
-        for name in names:
-            change, options = CHANGES[name]
-            if bench.is_gpu or change is not use_fused_norm and "options" not in options:
-                attempt(bench, name, 45, lambda n=name, c=change, o=options: one(n, c, o))
-
-    names = list(CHANGES)
-    some(names[:5])
     if bench.is_gpu:
         attempt(bench, "kernels", 45, lambda: time_kernels(bench, say))
-        fused = dict(change=use_fused_norm, variant="fused norm")
-        attempt(bench, "edm fused", 100, lambda: step("edm", "EDM step", **fused))
-    attempt(bench, "small", 45, lambda: step("small", "EDM step"))
-    some(names[5:7])
-    if bench.is_gpu:
-        graphs = dict(mode="reduce-overhead", variant="CUDA graphs")
-        attempt(bench, "small graphs", 60, lambda: step("small", "EDM step", **graphs))
-    some(names[7:])
+    for name in bench.args.which.split(",") if bench.args.which else CHANGES:
+        if bench.is_gpu or "kernel" not in name and "options" not in CHANGES[name][1]:
+            attempt(bench, name, 45, lambda name=name: one(name))
+    plain, fused = (times.get(n, [1e9])[0] for n in list(CHANGES)[:2])
+    return use_fused_norm if fused < plain else None

@@ -174,12 +174,9 @@ class GroupNorm(nn.GroupNorm):
 
 # %% ../nbs/04_networks.ipynb #c0ffee02
 def scramble(places: Tensor) -> Tensor:
-    """Turn the int32 numbers `places` into as many that look random (the murmur3 finaliser)."""
-    h = places ^ ((places >> 16) & 0xFFFF)
-    h = h * -2048144789
-    h = h ^ ((h >> 13) & 0x7FFFF)
-    h = h * -1028477387
-    return h ^ ((h >> 16) & 0xFFFF)
+    """Turn the int32 numbers `places` into as many that look random (multiply, shift, multiply)."""
+    h = places * -1640531535
+    return (h ^ ((h >> 15) & 0x1FFFF)) * -2048144789
 
 
 class Dropout(nn.Dropout):
@@ -193,15 +190,14 @@ class Dropout(nn.Dropout):
         """Return the thinned `x`."""
         if not (x.is_cuda and self.training and self.p):
             return super().forward(x)
-        return x * self.mask(x) / (1 - self.p)
+        return x * self.mask(x) * (1 / (1 - self.p))
 
     def mask(self, x: Tensor) -> Tensor:
         """Draw a mask of `x`'s shape, True with probability 1 - p, from its device's generator."""
         B, C, H, W = x.shape
         seed = torch.randint(2**31 - 1, (), device=x.device, dtype=torch.int32)
         places = torch.arange(x.numel(), device=x.device, dtype=torch.int32)
-        drawn = scramble(scramble(places + seed) ^ seed) & 0xFFFFFF
-        keep = drawn >= int(self.p * 2**24)
+        keep = scramble(places ^ seed) >= int((self.p - 0.5) * 2**32)
         return keep.view(B, H, W, C).permute(0, 3, 1, 2)
 
 

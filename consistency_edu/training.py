@@ -95,7 +95,10 @@ def read_later(value: Tensor) -> Callable[[], float]:
     """
     if not value.is_cuda:
         return value.item
-    on_cpu, sent = torch.empty((), dtype=value.dtype, pin_memory=True), torch.cuda.Event()
+    on_cpu, sent = (
+        torch.empty((), dtype=value.dtype, pin_memory=True),
+        torch.cuda.Event(blocking=True),
+    )
     on_cpu.copy_(value, non_blocking=True)
     sent.record()
     return lambda: (sent.synchronize(), on_cpu.item())[1]
