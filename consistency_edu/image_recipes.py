@@ -75,6 +75,29 @@ DIGITS_RECIPES = (
         boundary=0.3,
         clamp=True,
     ),
+    member(
+        _DIGITS,
+        "teacher",
+        "EDM denoiser that is told the class in 9 of 10 cases.",
+        ending="-labels",
+        labels=True,
+        lr=4e-3,
+        log_mean=-0.8,
+        steps=5000,
+    ),
+    member(
+        _DIGITS,
+        "boot",
+        "BOOT of the teacher with classes, guided with w = 2; the student is told the class.",
+        ending="-guided",
+        source="digits-teacher-labels",
+        labels=True,
+        guidance=2.0,
+        steps=2500,
+        points=10,
+        boundary=0.3,
+        clamp=True,
+    ),
 )
 
 # %% ../nbs/18_image_recipes.ipynb #ix000010

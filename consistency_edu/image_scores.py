@@ -33,13 +33,14 @@ class DigitsJudge:
     """Held-out digits, a PCA, a classifier and fixed noise: all that samples of digits are held to.
 
     PCA (20 dimensions) and classifier are fitted to the training digits alone.  A cloud to be
-    judged has `draws` times as many images as there are held-out digits (449).
+    judged has `draws` times as many images as there are held-out digits (449).  `seed` draws the
+    noise, which all methods share.
     """
 
-    def __init__(self, draws: int = 4):
+    def __init__(self, draws: int = 4, seed: int = 0):
         train, test = load_images("digits"), load_images("digits", "test")
         self.train, self.test = to_floats(train.images), to_floats(test.images)
-        self.draws, self.count = draws, len(self.test)
+        self.draws, self.count, self.seed = draws, len(self.test), seed
         self.mean = self.train.flatten(1).mean(0)
         centred = self.train.flatten(1) - self.mean
         self.basis = torch.linalg.svd(centred, full_matrices=False).Vh[:20].T
@@ -47,7 +48,7 @@ class DigitsJudge:
         self.classifier = classifier.fit(self.train.flatten(1).numpy(), train.labels.numpy())
         self.real = self.project(self.test)
         self.close = self.nearest(self.test).quantile(0.05)
-        dice = torch.Generator().manual_seed(449)
+        dice = torch.Generator().manual_seed(1000 + seed)
         self.noise = draw_normal(self.test.repeat(draws, 1, 1, 1), dice)
         self.labels = torch.arange(len(self.noise)) % 10
 
@@ -88,7 +89,7 @@ class DigitsJudge:
 
     def floor(self) -> dict:
         """Return the numbers of real digits: as many training digits, drawn as often."""
-        dice = torch.Generator().manual_seed(0)
+        dice = torch.Generator().manual_seed(self.seed)
         rows = [torch.randperm(len(self.train), generator=dice) for _ in range(self.draws)]
         drawn = self.train[torch.cat([r[: self.count] for r in rows])]
         held = self.look(self.test)
@@ -140,6 +141,9 @@ def rows_of(folder: Path, judge: DigitsJudge) -> tuple[list[dict], dict[str, Ten
         nfe = evaluations(run.recipe, steps)
         row = {"recipe": run.recipe.name, "method": run.recipe.method, "nfe": nfe}
         row |= {"title": title(run.recipe, nfe), **judge.measure(x)}
+        if run.recipe.labels:
+            own = judge.odds(x).argmax(1) == judge.labels
+            row["own_class"] = float(own.double().mean())
         rows.append(row | {"seconds": run.info["seconds"], "steps": run.info["steps"]})
         shown[row["title"]] = x[:20]
     return rows, shown
@@ -173,7 +177,7 @@ def run_digits(config: DigitsConfig, report: Callable[[str], None] = tqdm.write)
         choose("method", method, METHODS)
     for folder in ("runs", "results", "images"):
         check_writable(config.out / folder)
-    judge = DigitsJudge()
+    judge = DigitsJudge(seed=config.seed)
     table = {"seed": config.seed, "effort": config.effort, "held_out": judge.count, "rows": []}
     real = {"title": "real digits", **judge.floor(), "seconds": 0.0}
     table["floor"] = real
