@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from sklearn.neural_network import MLPClassifier
 from torch import Tensor
+from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from . import viz
@@ -147,7 +148,7 @@ def rows_of(folder: Path, judge: DigitsJudge) -> tuple[list[dict], dict[str, Ten
             own = judge.odds(x).argmax(1) == judge.labels
             row["own_class"] = float(own.double().mean())
         rows.append(row | {"seconds": run.info["seconds"], "steps": run.info["steps"]})
-        shown[row["title"]] = x[:20]
+        shown[row["title"]] = x[:16]
     return rows, shown
 
 
@@ -184,7 +185,7 @@ def run_digits(config: DigitsConfig, report: Callable[[str], None] = tqdm.write)
     real = {"title": "real digits", **judge.floor(), "seconds": 0.0}
     table["floor"] = real
     report(line(real))
-    pictures, files = {"held-out digits": judge.test[:20]}, {}
+    pictures, files = {"held-out digits": judge.test[:16]}, {}
     for recipe in DIGITS_RECIPES:
         folder = config.out / "runs" / config.name / recipe.name
         if not config.only or recipe.method in config.only:
@@ -216,10 +217,11 @@ def draw_table(pictures: dict[str, Tensor]) -> viz.plt.Figure:
     """Draw a row of images for each title of `pictures`; one column, one noise."""
     viz.use_style()
     figure, axes = viz.plt.subplots(
-        len(pictures), 1, figsize=(7, 0.42 * len(pictures)), layout="constrained"
+        len(pictures), 1, figsize=(9, 0.5 * len(pictures)), layout="constrained"
     )
     for axis, (name, x) in zip(axes, pictures.items()):
-        axis.imshow(image_grid(x, len(x)).squeeze(-1), cmap="gray", vmin=0, vmax=1)
+        framed = pad(x, (1, 1, 1, 1), value=1.0)
+        axis.imshow(image_grid(framed, len(x)).squeeze(-1), cmap="gray", vmin=0, vmax=1)
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
         role = "data" if "digits" in name else "teacher" if "teacher" in name else "student"

@@ -185,3 +185,13 @@ def test_a_grid_keeps_each_image_together():
     assert grid.shape == (4, 8, 3)
     assert (grid[:2, 2:4] == (x[1, 0, 0, 0] + 1) / 2).all()
     assert (grid[2:, :2] == (x[4, 0, 0, 0] + 1) / 2).all() and (grid[2:, 4:] == 1).all()
+    upright = torch.tensor([[-1.0, -1.0], [1.0, 1.0]]).expand(1, 1, 2, 2)
+    assert image_grid(upright, columns=1)[..., 0].tolist() == [[0, 0], [1, 1]]
+
+
+def test_the_average_is_what_is_kept(tmp_path):
+    runs = [
+        train_recipe(short("digits-teacher", ema=ema), tmp_path / str(ema)) for ema in (0.0, 0.9)
+    ]
+    pair = [load_file(run / "model.safetensors") for run in runs]
+    assert any(not torch.equal(value, pair[1][name]) for name, value in pair[0].items())
