@@ -45,6 +45,61 @@ def test_unknown_words_exit_with_2(args, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("args", "remedy"),
+    [
+        (["digits-cdd"], "did you mean 'digits-cd'?"),
+        (["digits-teacher", "--lrr", "1"], "did you mean 'lr'?"),
+        (["digits-teacher", "--lr", "fast"], "give a float"),
+        (["digits-cd", "--out", "x"], "train digits-teacher first"),
+        (["digits-cd", "--teacher", "nowhere"], "no finished run"),
+        (["digits-teacher", "--data", "nowhere/here"], "check its path"),
+        (["digits-teacher", "--device", "cuda:99"], "cuda"),
+        (["digits-teacher", "--out", "file"], "--out"),
+    ],
+)
+def test_train_refuses_in_one_sentence(args, remedy, tmp_path):
+    (tmp_path / "file").write_text("taken")
+    done = run_cli("train", *args, cwd=tmp_path)
+    assert done.returncode == 2 and remedy in sentence(done)
+
+
+@pytest.mark.slow
+def test_train_runs_finds_its_teacher_and_resumes(tmp_path):
+    for name, more in (("teacher", []), ("cd", ["--lr=1e-4"]), ("cd", ["--lr=1e-4", "--resume"])):
+        done = run_cli("train", f"digits-{name}", "--steps", 5, *more, cwd=tmp_path)
+        assert done.returncode == 0 and f"runs/digits-{name}/card.md" in done.stdout, done.stderr
+    done = run_cli("train", "digits-cd", "--steps", 5, cwd=tmp_path)
+    assert done.returncode == 2 and "--resume" in sentence(done)
+
+
+@pytest.mark.slow
+def test_tables_of_what_there_is(tmp_path):
+    for command, words in (
+        ("recipes", "cifar10-boot-mini"),
+        ("doctor", "torch"),
+        ("sweep", "runs"),
+    ):
+        done = run_cli(command, cwd=tmp_path)
+        assert done.returncode == 0 and words in done.stdout, done.stderr
+    done = run_cli("sweep", "boott", cwd=tmp_path)
+    assert done.returncode == 2 and "there is no sweep" in sentence(done)
+
+
+@pytest.mark.slow
+def test_the_digits_table_goes_on_method_by_method(tmp_path):
+    common = ("digits", "--effort", 0.002, "--seed", 3)
+    for only, count in ((["--only", "teacher"], 2), ([], 11)):
+        done = run_cli(*common, *only, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        table = json.loads((tmp_path / "results" / "digits_seed3.json").read_text())
+        assert len(table["rows"]) == count
+    assert (tmp_path / "images" / "digits_seed3.png").exists()
+    done = run_cli(*common[:1], "--only", "boott", cwd=tmp_path)
+    assert done.returncode == 2 and "did you mean 'boot'?" in sentence(done)
+
+
+@pytest.mark.slow
 def test_a_small_run_writes_whole_files_and_overwrites_them(tmp_path):
     for steps in (2, 3):
         done = run_cli("toy", "--steps", steps, "--samples", 40, "--seed", 7, cwd=tmp_path)

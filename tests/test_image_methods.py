@@ -1,0 +1,253 @@
+"""Recipes as data, and the one path from a recipe to its objective for digits and photographs."""
+
+import pytest
+import torch
+from torch import nn
+
+from consistency_edu.data import InputError
+from consistency_edu.image_methods import (
+    METHODS,
+    Clamped,
+    Halving,
+    Recipe,
+    as_seen,
+    build_model,
+    build_network,
+    build_objective,
+    draw_samples,
+    evaluations,
+    grid_of,
+    override,
+    present,
+)
+from consistency_edu.image_recipes import RECIPES
+from consistency_edu.pf_ode import EDMDenoiser, Guided, heun_step
+
+SHAPE = (1, 4, 4)
+
+
+def teacher_of(recipe, classes=0):
+    torch.manual_seed(5)
+    return EDMDenoiser(build_network(recipe, SHAPE, classes), recipe.sigma_data)
+
+
+def objective_of(method, classes=0, **choices):
+    recipe = Recipe("try", method=method, **{"points": 8, "steps": 14, **choices})
+    torch.manual_seed(0)
+    teacher = teacher_of(recipe, classes)
+    return recipe, build_objective(recipe, build_network(recipe, SHAPE, classes), teacher, classes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"lrr": "1"}, "did you mean 'lr'?"),
+        ({"lr": "fast"}, "give a float"),
+        ({"steps": "1.5"}, "give a int"),
+        ({"network": "smal"}, "did you mean 'small'?"),
+        ({"method": "bot"}, "did you mean 'boot'?"),
+        ({"batch": "0"}, "must be above 0"),
+        ({"sigma_max": "0.1"}, "sigma_min < middle < sigma_max"),
+        ({"method": "pd", "points": "18"}, "a power of 2 for pd"),
+        ({"points": "1"}, "at least 2"),
+        ({"guidance": "2"}, "guidance needs classes"),
+    ],
+)
+def test_bad_changes_are_refused_with_a_remedy(changes, remedy):
+    with pytest.raises(InputError, match=remedy.replace("?", r"\?")):
+        override(Recipe("plain"), changes)
+
+
+def test_changes_take_the_type_of_their_field():
+    recipe = override(Recipe("plain"), {"lr": "1e-3", "batch": "7", "flip": "true"})
+    assert (recipe.lr, recipe.batch, recipe.flip) == (1e-3, 7, True)
+    assert override(recipe, {"flip": "false"}).flip is False
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_samples(method, generator):
+    recipe, objective = objective_of(method)
+    x = (
+        torch.full((6, *SHAPE), float("nan"))
+        if method in ("direct", "boot")
+        else torch.rand(6, *SHAPE)
+    )
+    loss = objective(x, generator=generator)
+    loss.mean().backward()
+    assert loss.shape == (6,) and loss.isfinite().all()
+    grads = [p.grad for p in objective.online.parameters() if p.grad is not None]
+    assert grads and sum(float(g.abs().sum()) for g in grads) > 0
+    shown = present(recipe, objective.online)
+    noise = torch.randn(3, *SHAPE, generator=generator)
+    assert draw_samples(recipe, shown, noise).shape == noise.shape
+
+
+@pytest.mark.parametrize("method", ["cd", "pd", "direct", "boot"])
+def test_teachers_get_no_gradient_and_students_their_weights(method):
+    recipe, objective = objective_of(method)
+    teacher = teacher_of(recipe)
+    theirs, ours = teacher.network.state_dict(), objective.online.state_dict()
+    assert all(any(torch.equal(v, o) for o in ours.values()) for v in theirs.values())
+    source = objective.mentor if method == "pd" else objective.teacher
+    assert not any(p.requires_grad for p in source.parameters())
+    fresh = objective_of(method, copy_teacher=False)[1].online.state_dict()
+    weights = [v for v in theirs.values() if v.ndim == 2]
+    assert not any(torch.equal(v, o) for v in weights for o in fresh.values())
+
+
+def test_a_student_without_a_teacher_is_told_to_get_one():
+    recipe = Recipe("try", method="cd")
+    with pytest.raises(InputError, match="--teacher"):
+        build_objective(recipe, build_network(recipe, SHAPE))
+
+
+def test_another_network_than_the_teachers_is_refused():
+    recipe = Recipe("try", method="cd")
+    teacher = EDMDenoiser(build_network(recipe, (1, 2, 2)))
+    with pytest.raises(InputError, match="network is another one"):
+        build_objective(recipe, build_network(recipe, SHAPE), teacher)
+
+
+def test_evaluations_are_counted():
+    recipe, objective = objective_of("teacher", points=5)
+    seen = []
+    objective.online.register_forward_hook(lambda *args: seen.append(1))
+    draw_samples(recipe, objective.online, torch.randn(2, *SHAPE))
+    assert len(seen) == evaluations(recipe) == 9
+
+
+def test_two_steps_of_a_consistency_model_start_at_the_top_and_land_in_the_middle():
+    recipe, objective = objective_of("cd")
+    levels = []
+    objective.online.register_forward_hook(lambda m, args, out: levels.append(float(args[1][0])))
+    draw_samples(recipe, objective.online, torch.randn(2, *SHAPE), steps=2)
+    assert levels == pytest.approx([recipe.sigma_max, recipe.middle])
+
+
+def test_a_clamped_teacher_stays_among_pixels():
+    def loud(x, sigma, labels=None):
+        return 50 * x
+
+    out = Clamped(loud)(torch.tensor([[-1.0], [0.01], [1.0]]), torch.ones(3))
+    assert out.flatten().tolist() == [-1.0, 0.5, 1.0]
+
+
+def test_guidance_and_clamp_are_what_the_student_sees():
+    recipe = Recipe("try", method="boot", labels=True, guidance=2.0, clamp=True)
+    seen = as_seen(recipe, teacher_of(recipe, 3))
+    assert isinstance(seen, Clamped) and isinstance(seen.denoiser, Guided)
+    assert seen.denoiser.weight == 2.0
+    assert isinstance(as_seen(Recipe("try"), teacher_of(recipe, 3)), EDMDenoiser)
+
+
+def test_direct_distillation_learns_from_the_walk_down_to_zero():
+    recipe, objective = objective_of("direct", points=5)
+    assert objective.sigmas[0] == 0 and len(objective.sigmas) == 6
+
+
+# the rounds of progressive distillation
+
+
+def halving(total_steps=70, points=8, **options):
+    recipe = Recipe("try", method="pd", points=points, sigma_max=10.0)
+    return Halving(
+        teacher_of(recipe), teacher_of(recipe), grid_of(recipe), total_steps=total_steps, **options
+    )
+
+
+def rounds_of(objective):
+    rounds = []
+    for _ in range(objective.total_steps):
+        rounds.append(objective.round)
+        objective.after_step()
+    return rounds
+
+
+def test_the_last_rounds_take_two_and_four_times_as_long():
+    rounds = rounds_of(halving())
+    assert [rounds.count(k) for k in range(3)] == [10, 20, 40]
+    long = rounds_of(halving(80, points=16))
+    assert [long.count(k) for k in range(4)] == [10, 10, 20, 40]
+
+
+def test_each_round_halves_the_grid_and_promotes_the_student():
+    objective = halving(solver=heun_step)
+    x = torch.rand(4, *SHAPE)
+    before = None
+    for _ in range(objective.total_steps):
+        objective(x)
+        task = objective._task()
+        assert len(task.sigmas) - 1 == 8 // 2**objective.round
+        assert (task.solver is heun_step) == (objective.round == 0)
+        with torch.no_grad():
+            for p in objective.online.parameters():
+                p.add_(0.01)
+        before = objective.round
+        objective.after_step()
+        if objective.round > before:
+            pairs = zip(objective.online.parameters(), objective.mentor.parameters())
+            assert all(torch.equal(a, b) for a, b in pairs)
+    first = next(teacher_of(Recipe("try", method="pd")).parameters())
+    assert not torch.equal(first, next(objective.mentor.parameters()))
+
+
+def test_the_rate_falls_anew_in_each_round():
+    objective = halving()
+    fractions = []
+    for _ in range(objective.total_steps):
+        fractions.append(objective.round_fraction)
+        objective.after_step()
+    assert fractions[0] == fractions[10] == fractions[30] == 0
+    assert fractions[9] == pytest.approx(0.9) and fractions[29] == pytest.approx(0.95)
+    assert objective.round_fraction == 1
+
+
+def test_rounds_survive_a_checkpoint():
+    objective, again = halving(), halving()
+    for _ in range(25):
+        objective.after_step()
+    again.load_state_dict(objective.state_dict())
+    assert (again.step, again.round, again.total_steps) == (25, 1, 70)
+
+
+def test_a_one_step_student_of_pd_takes_one_step_and_a_two_step_one_two():
+    recipe = Recipe("try", method="pd", points=8)
+    model = build_model(recipe, build_network(recipe, SHAPE))
+    assert present(recipe, model).steps == 1 and present(recipe, model, 2).steps == 2
+
+
+def test_the_families_are_complete():
+    for family in ("digits-{}", "cifar10-{}", "cifar10-{}-small", "cifar10-{}-mini"):
+        for method in METHODS:
+            recipe = RECIPES[family.format(method)]
+            assert recipe.method == method and recipe.about
+            needs = method in ("cd", "pd", "direct", "boot")
+            assert recipe.source == (family.format("teacher") if needs else "")
+            assert (recipe.device == "cpu") == family.startswith("digits")
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("cd", {"lr": 4e-4, "batch": 512, "points": 18, "decay": 0.0, "ema": 0.9999}),
+        ("ct", {"lr": 4e-4, "s0": 2, "s1": 150, "mu0": 0.9, "steps": 800_000}),
+        ("pd", {"lr": 5e-5, "batch": 512, "points": 4096, "ema": 0.0, "rate": "linear"}),
+        ("teacher", {"lr": 1e-3, "batch": 512, "dropout": 0.13, "ema": 0.99929}),
+    ],
+)
+def test_published_numbers(name, numbers):
+    recipe = RECIPES[f"cifar10-{name}"]
+    assert {key: getattr(recipe, key) for key in numbers} == numbers
+    assert recipe.steps * recipe.batch == pytest.approx(
+        200e6 if name == "teacher" else 410e6, rel=0.01
+    )
+
+
+def test_labels_reach_the_network_only_if_the_recipe_says_so():
+    with_labels = build_network(Recipe("try", labels=True), SHAPE, 3)
+    without = build_network(Recipe("try"), SHAPE, 3)
+    x, c = torch.randn(2, *SHAPE), torch.zeros(2)
+    labels = [torch.zeros(2).long(), torch.ones(2).long()]
+    assert not torch.equal(*(with_labels(x, c, k) for k in labels))
+    assert torch.equal(*(without(x, c, k) for k in labels))
+    assert isinstance(with_labels, nn.Module)

@@ -1,0 +1,197 @@
+"""Runs in folders: pace, books, resuming, refusing, and what is left at the end."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from consistency_edu import image_runs
+from consistency_edu.data import InputError
+from consistency_edu.image_methods import Recipe, override
+from consistency_edu.image_recipes import RECIPES
+from consistency_edu.image_runs import (
+    Pace,
+    Recorder,
+    blank_batches,
+    cut_metrics,
+    image_grid,
+    load_run,
+    open_workshop,
+    read_metrics,
+    train_recipe,
+)
+
+TEACHER = override(RECIPES["digits-teacher"], {"steps": "60", "batch": "16"})
+
+
+def short(name, **choices):
+    recipe = dataclasses.replace(RECIPES[name], steps=14, batch=16)
+    return dataclasses.replace(recipe, **{"pairs": 0, **choices})
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return train_recipe(TEACHER, tmp_path_factory.mktemp("runs") / "teacher")
+
+
+class Clock(Pace):
+    """A pace with half a second for each step."""
+
+    @property
+    def seconds(self):
+        return 0.5 * self.step
+
+
+@pytest.mark.parametrize("choices", [{"steps": 120}, {"steps": 7, "minutes": 1.0}])
+def test_the_rate_ends_at_zero_by_steps_and_by_the_clock(choices):
+    recipe = Recipe("try", warmup=10, **choices)
+    pace, rates = Clock(recipe, nn.Module()), []
+    for pace.step in range(121):
+        rates.append(pace.rate(pace.step, 10**9))
+    assert rates[0] == pytest.approx(0.1, abs=0.01) and rates[60] == pytest.approx(0.5)
+    assert rates[120] == 0 and pace.fraction == 1
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:]))
+
+
+def test_by_the_clock_the_objective_is_told_its_length():
+    recipe, objective = Recipe("try", minutes=1.0), nn.Module()
+    objective.total_steps = 5000
+    pace = Clock(recipe, objective)
+    state = type("State", (), {"step": 30})
+    assert pace.follow(state) and objective.total_steps == 120
+    state.step = 120
+    assert not pace.follow(state)
+
+
+def test_by_steps_the_length_is_left_alone():
+    objective = nn.Module()
+    objective.total_steps = 77
+    Clock(Recipe("try", steps=50), objective).follow(type("State", (), {"step": 30}))
+    assert objective.total_steps == 77
+
+
+@pytest.mark.parametrize("method", ["cd", "ct", "pd", "direct", "boot"])
+def test_every_method_leaves_a_whole_run(method, teacher, tmp_path):
+    folder = train_recipe(short(f"digits-{method}"), tmp_path / method, teacher=teacher)
+    names = {path.name for path in folder.iterdir()}
+    wanted = {"run.json", "recipe.json", "metrics.jsonl", "samples.png", "card.md"}
+    assert wanted | {"model.safetensors"} <= names
+    assert "checkpoint" not in names and not [n for n in names if n.startswith(".partial")]
+    run = load_run(folder)
+    noise = torch.randn(3, *run.shape)
+    one = run.sample(noise)
+    assert one.shape == noise.shape and one.isfinite().all()
+    if method == "pd":
+        assert not torch.equal(load_run(folder, steps=2).sample(noise), one)
+    text = (folder / "card.md").read_text()
+    assert ("no data" in text) == (method in ("direct", "boot")) and "limits" in text
+
+
+def interrupt_at(step):
+    class Interrupted(Recorder):
+        def note(self, state):
+            super().note(state)
+            if state.step == step:
+                raise KeyboardInterrupt
+
+    return Interrupted
+
+
+@pytest.mark.parametrize("method", ["teacher", "pd", "boot"])
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(method, teacher, tmp_path, monkeypatch):
+    recipe = short(f"digits-{method}")
+    whole = train_recipe(recipe, tmp_path / "whole", teacher=teacher)
+    with monkeypatch.context() as patch:
+        patch.setattr(image_runs, "Recorder", interrupt_at(9))
+        with pytest.raises(KeyboardInterrupt):
+            train_recipe(recipe, tmp_path / "broken", teacher=teacher)
+    assert not (tmp_path / "broken" / "run.json").exists()
+    broken = train_recipe(recipe, tmp_path / "broken", teacher=teacher, resume=True)
+    pair = [load_file(folder / "model.safetensors") for folder in (whole, broken)]
+    assert all(torch.equal(value, pair[1][name]) for name, value in pair[0].items())
+    steps = [row["step"] for row in read_metrics(broken)]
+    assert steps == sorted(set(steps)) and steps[-1] == 14
+
+
+def test_other_choices_are_not_resumed(teacher):
+    for recipe, seed in ((override(TEACHER, {"lr": "1e-5"}), 0), (TEACHER, 1)):
+        with pytest.raises(InputError, match="was begun with"):
+            train_recipe(recipe, teacher, seed=seed, resume=True)
+    assert train_recipe(TEACHER, teacher, resume=True) == teacher
+
+
+def test_a_run_is_not_overwritten(teacher):
+    with pytest.raises(InputError, match="--resume"):
+        train_recipe(TEACHER, teacher)
+
+
+def test_a_student_needs_its_teachers_run(tmp_path):
+    with pytest.raises(InputError, match="train digits-teacher first"):
+        train_recipe(short("digits-cd"), tmp_path / "cd")
+    with pytest.raises(InputError, match="no finished run"):
+        train_recipe(short("digits-cd"), tmp_path / "cd", teacher=tmp_path)
+    assert not (tmp_path / "cd").exists()
+
+
+def test_a_teacher_of_other_images_is_refused(teacher, tmp_path):
+    from PIL import Image
+
+    for k in range(3):
+        Image.new("L", (12, 12), 40 * k).save(tmp_path / f"{k}.png")
+    recipe = short("digits-cd", data=str(tmp_path), size=12)
+    with pytest.raises(InputError, match="choose a teacher of this data"):
+        train_recipe(recipe, tmp_path / "run", teacher=teacher)
+    with pytest.raises(InputError, match="leave --labels off"):
+        train_recipe(short("digits-teacher", data=str(tmp_path), labels=True), tmp_path / "run")
+
+
+def test_no_gpu_is_one_sentence(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(InputError, match="sees no GPU"):
+        train_recipe(short("cifar10-teacher"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_free_runs_see_no_data(teacher, tmp_path):
+    shop = open_workshop(short("digits-boot"), tmp_path / "boot", teacher=teacher)
+    x, labels = next(shop.batches)
+    assert x.shape == (16, 1, 8, 8) and x.isnan().all() and labels is None
+    x, _ = next(open_workshop(short("digits-ct"), tmp_path / "ct").batches)
+    assert x.isfinite().all()
+
+
+def test_blank_batches_draw_all_classes():
+    dice = torch.Generator().manual_seed(0)
+    _, labels = next(blank_batches((400, 1, 2, 2), 3, dice, torch.device("cpu")))
+    assert torch.bincount(labels, minlength=3).min() > 80 and labels.max() == 2
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
+    rows = [{"step": 50 * k, "seconds": 2.0 * k} for k in (1, 2, 3)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(lines + '{"step": 2')
+    assert cut_metrics(tmp_path, 100) == 4.0
+    assert [row["step"] for row in read_metrics(tmp_path)] == [50, 100]
+    assert cut_metrics(tmp_path, 0) == 0.0 and read_metrics(tmp_path) == []
+
+
+def test_a_grid_keeps_each_image_together():
+    x = torch.arange(6.0).reshape(6, 1, 1, 1).expand(6, 3, 2, 2) / 3 - 1
+    grid = image_grid(x, columns=4)
+    assert grid.shape == (4, 8, 3)
+    assert (grid[:2, 2:4] == (x[1, 0, 0, 0] + 1) / 2).all()
+    assert (grid[2:, :2] == (x[4, 0, 0, 0] + 1) / 2).all() and (grid[2:, 4:] == 1).all()
+    upright = torch.tensor([[-1.0, -1.0], [1.0, 1.0]]).expand(1, 1, 2, 2)
+    assert image_grid(upright, columns=1)[..., 0].tolist() == [[0, 0], [1, 1]]
+
+
+def test_the_average_is_what_is_kept(tmp_path):
+    runs = [
+        train_recipe(short("digits-teacher", ema=ema), tmp_path / str(ema)) for ema in (0.0, 0.9)
+    ]
+    pair = [load_file(run / "model.safetensors") for run in runs]
+    assert any(not torch.equal(value, pair[1][name]) for name, value in pair[0].items())
