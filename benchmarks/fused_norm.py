@@ -3,8 +3,6 @@
 `norm_silu(x, norm, shift, p)` equals `dropout(silu(norm(x + shift)))`, for channels-last images.
 """
 
-import os
-
 import torch
 import triton
 import triton.language as tl
@@ -24,21 +22,6 @@ def _keep(offsets, image, seed, threshold):
     h = (offsets.to(tl.uint32) + (image.to(tl.uint32) ^ seed.to(tl.uint32))) * 0x9E3779B1
     h = (h ^ (h >> 15)) * 0x85EBCA6B
     return (h >> 8).to(tl.int32) >= threshold
-
-
-FAST = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1")
-
-
-@triton.jit
-def _sigmoid(z):
-    """The logistic function, by the GPU's own tanh, exact to the 11 bits that bfloat16 needs."""
-    if FAST:
-        tanh = tl.inline_asm_elementwise(
-            "tanh.approx.f32 $0, $1;", "=f,f", [0.5 * z], dtype=tl.float32, is_pure=True, pack=1
-        )
-        return 0.5 * tanh + 0.5
-    else:
-        return tl.sigmoid(z)
 
 
 @triton.jit
@@ -88,7 +71,7 @@ def forward_kernel(
         z = tl.load(x_ptr + image + offsets, mask=valid[None, :], other=0.0).to(tl.float32)
         z = z * a[None, :] + b[None, :]
         if ACTIVE:
-            z = z * _sigmoid(z)
+            z = z * tl.sigmoid(z)
         if DROPS:
             seed = tl.load(seed_ptr)
             z = tl.where(
@@ -111,7 +94,7 @@ def _slope(x_ptr, grad_ptr, image, offsets, valid, rate, offset, weight, bias, s
         slope = tl.where(keep, slope * (1.0 / (1.0 - threshold / 16777216.0)), 0.0)
     if ACTIVE:
         z = x * weight[None, :] + bias[None, :]
-        s = _sigmoid(z)
+        s = tl.sigmoid(z)
         slope = slope * s * (1.0 + z * (1.0 - s))
     return x, slope
 
@@ -206,7 +189,7 @@ def norm_forward(
     grid, numbers = _shape(x, groups)
     threshold = int(p * 2**24) if seed is not None else 0
     torch.library.wrap_triton(forward_kernel)[grid](
-        x, _or(shift, mean), weight, bias, _or(seed, mean), y, mean, rate, C, threshold, eps,
+        x, _or(shift, weight), weight, bias, _or(seed, weight), y, mean, rate, C, threshold, eps,
         HAS_SHIFT=shift is not None, DROPS=seed is not None, ACTIVE=is_active, num_warps=WARPS, **numbers,
     )  # fmt: skip
     return y, mean, rate
@@ -224,7 +207,7 @@ def norm_backward(
     grid, numbers = _shape(x, groups)
     threshold = int(p * 2**24) if seed is not None else 0
     torch.library.wrap_triton(backward_kernel)[grid](
-        x, grad, _or(residual, x), _or(shift, mean), weight, bias, _or(seed, mean), mean, rate, out,
+        x, grad, _or(residual, x), _or(shift, weight), weight, bias, _or(seed, weight), mean, rate, out,
         *sums, x.shape[1], threshold, HAS_SHIFT=shift is not None, HAS_RESIDUAL=residual is not None,
         DROPS=seed is not None, ACTIVE=is_active, num_warps=WARPS, **numbers,
     )  # fmt: skip

@@ -347,6 +347,7 @@ def run_ddp(bench: Bench) -> None:
 
     dist.init_process_group("nccl" if bench.is_gpu else "gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
+    bench.args.compiles = "stages" if bench.args.compiles == "networks" else bench.args.compiles
     if bench.is_gpu:
         torch.cuda.set_device(rank % torch.cuda.device_count())
         bench.device = torch.device("cuda", torch.cuda.current_device())
@@ -401,7 +402,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--only", default="", help="edm,small,consistency,cd,sampling,stages,graphs,plain"
     )
-    parser.add_argument("--which", default="", help="the variants to compare, all if not given")
+    first = "as in the package,fused norm kernel,pairs unstacked"
+    parser.add_argument("--which", default=first, help="the variants to compare; '' for all")
     parser.add_argument("--network", default="edm", help="the U-Net of --ddp")
     parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
     for flag in ("profile", "variants", "ddp", "no-dropout", "fused"):

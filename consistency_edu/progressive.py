@@ -8,7 +8,7 @@ __all__ = ['SIGMA_MIN', 'SIGMA_MAX', 'BATCH', 'POINTS', 'GRIDS', 'WEIGHTS', 'DIS
            'velocity_objective', 'learn_teacher', 'Bench', 'direct_student', 'jump_goal', 'cosine_sigmas',
            'truncated_snr', 'ProgressiveDistillation', 'draw_double_step', 'check_halving', 'Round',
            'progressive_rounds', 'sample_progressive', 'halving_rounds', 'one_step_work', 'pairs_work', 'start_work',
-           'cd_samples', 'pd_samples', 'versus_work']
+           'cd_samples', 'pd_samples', 'versus_work', 'floor_work']
 
 # %% ../nbs/13_direct_and_progressive.ipynb #0ba17fe3
 import copy
@@ -99,7 +99,6 @@ class Pairs(NamedTuple):
     labels: Tensor | None = None
 
 
-@torch.no_grad()
 def make_pairs(
     teacher: Callable,
     noise: Tensor,
@@ -152,7 +151,8 @@ class DirectDistillation(nn.Module):
             return make_pairs(self.teacher, noise, self.sigmas, batch_size=len(x), **options)
         count = len(self.pairs.noise)
         rows = (draw_uniform(x, generator).double() * count).long().clamp(max=count - 1)
-        return Pairs(*(None if part is None else part[rows].to(x.device) for part in self.pairs))
+        pick = lambda part: None if part is None else part[rows.to(part.device)].to(x.device)
+        return Pairs(*map(pick, self.pairs))
 
     def forward(
         self, x: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
@@ -249,7 +249,7 @@ def jump_goal(x: Tensor, end: Tensor, sigma: Tensor, sigma_end: Tensor) -> Tenso
     """Return the denoised value `[B, ...]` with which one Euler step takes `x` to `end`.
 
     `x` is at `sigma` `[B]`, `end` at `sigma_end` `[B]` < sigma, from where it may be 0: the goal is
-    then `end` itself.  Source: Salimans and Ho (2022), appendix G, in VE variables.
+    then `end` itself.  Source: Salimans and Ho (2022), algorithm 2, in VE variables.
     """
     keep = per_sample(sigma_end / sigma, x)
     return (end - keep * x) / (1 - keep)
@@ -394,7 +394,6 @@ def _halve(online, teacher, sigmas, batches, length, objective, options) -> Iter
         yield Round(FewStepStudent(teacher, sigmas), fitted, counted.evaluations)
 
 # %% ../nbs/13_direct_and_progressive.ipynb #dd756799
-@torch.no_grad()
 def sample_progressive(
     student: FewStepStudent,
     noise: Tensor,
@@ -430,10 +429,11 @@ def one_step_work(setting: dict, seed: int) -> dict:
     source = Counted(bench.exact if setting["teacher"] == "exact" else bench.teacher)
     if setting["method"] == "direct":
         student = direct_student(bench, source, 8 * POINTS, setting["steps"])
+        asked = source.evaluations
     else:
-        *_, last = halving_rounds(bench, source, 64, steps=setting["steps"])
-        student = last.student
-    return bench.measure(student, source.denoiser) | {"evaluations": source.evaluations}
+        rounds = list(halving_rounds(bench, source, 64, steps=setting["steps"]))
+        student, asked = rounds[-1].student, sum(done.evaluations for done in rounds)
+    return bench.measure(student, source.denoiser) | {"evaluations": asked}
 
 
 def pairs_work(setting: dict, seed: int) -> dict:
@@ -504,6 +504,19 @@ def versus_work(setting: dict, seed: int) -> dict:
         numbers[f"evaluations_{count}"] = evaluations
     return numbers
 
+
+def floor_work(setting: dict, seed: int) -> dict:
+    """Measure on `dataset` what no student need beat: the teacher's own walks, and fresh draws."""
+    bench = Bench(setting["dataset"], seed=seed)
+    ends = bench.ends(bench.teacher)
+    other, _ = draw_points(bench.mixture, POINTS, generator=bench.generator)
+    numbers = {"w2_fresh": sliced_w2(other, bench.fresh), "w2_ode": sliced_w2(ends, bench.fresh)}
+    for intervals in (64, 256):
+        walk = sample_one_step(FewStepStudent(bench.teacher, GRIDS["edm"](intervals)), bench.noise)
+        numbers[f"w2_{intervals}"] = sliced_w2(walk, bench.fresh)
+        numbers[f"paired_{intervals}"] = paired_error(walk, ends)
+    return numbers
+
 # %% ../nbs/13_direct_and_progressive.ipynb #be09f4fe
 START = {"intervals": 64, "weight": "truncated", "steps": 4000}
 PROGRESSIVE_SWEEPS: dict[str, Sweep] = {
@@ -537,6 +550,13 @@ PROGRESSIVE_SWEEPS: dict[str, Sweep] = {
                 *({**START, "intervals": count} for count in (16, 64, 256)),
                 *({**START, "weight": name} for name in ("snr", "uniform")),
             ],
+        ),
+        Sweep(
+            "progressive_floor",
+            "What no student of the learned teacher need beat: its ODE, its walks of 64 and 256 "
+            "Euler steps, and fresh draws; about 10 s a run.",
+            floor_work,
+            [{"dataset": name} for name in ("moons", "swiss_roll")],
         ),
         Sweep(
             "progressive_versus",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EMA', 'move_towards', 'cosine_rate', 'constant_rate', 'TrainingDiverged', 'check_loss', 'read_later', 'add_gradient',
            'make_optimizer', 'TrainState', 'train', 'Fitted', 'progress', 'fit', 'set_precision', 'compile_networks',
-           'try_out', 'speed_up', 'weights_of', 'numbers_of', 'randomness_of', 'set_randomness', 'write_state',
+           'randomness_of', 'set_randomness', 'try_out', 'speed_up', 'weights_of', 'numbers_of', 'write_state',
            'save_checkpoint', 'Checkpoint', 'load_checkpoint', 'load_weights', 'check_checkpoint', 'restore']
 
 # %% ../nbs/05_training.ipynb #4b020643
@@ -235,7 +235,7 @@ def fit(
 
 # %% ../nbs/05_training.ipynb #5eed0003
 def set_precision(module: nn.Module, precision: torch.dtype | None) -> None:
-    """Let all U-Nets in `module` compute in `precision`, channels last; the weights stay float32."""
+    """Let all U-Nets in `module` compute in `precision`, channels last; the weights stay."""
     for part in module.modules():
         if isinstance(part, UNet):
             part.precision = precision
@@ -255,6 +255,25 @@ def compile_networks(module: nn.Module, compiles: str = "networks", **options) -
     for part in parts:
         part.compile(dynamic=False, **options)
     return parts
+
+# %% ../nbs/05_training.ipynb #5eed0030
+def randomness_of(generator: torch.Generator | None) -> dict[str, Tensor]:
+    """Return the state of `generator` and of PyTorch's global ones, which dropout draws from."""
+    states = {"global": torch.get_rng_state()}
+    if generator is not None:
+        states["generator"] = generator.get_state()
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_randomness(states: dict[str, Tensor], generator: torch.Generator | None = None) -> None:
+    """Put `states`, which `randomness_of` returned, back into `generator` and the global ones."""
+    torch.set_rng_state(states["global"])
+    if generator is not None:
+        generator.set_state(states["generator"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
 
 # %% ../nbs/05_training.ipynb #5eed0004
 def try_out(objective: nn.Module, batch: tuple[Tensor, Tensor | None]) -> None:
@@ -292,8 +311,8 @@ def speed_up(
             raise
         for part in parts:
             part._compiled_call_impl = None
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        story = f"torch.compile failed, so training goes on without it: {reason[0]}"
+        reason = " ".join(str(error).split("\n")[:2]) or type(error).__name__
+        story = f"torch.compile failed, so training goes on without it: {reason}"
         warnings.warn(story, stacklevel=2)
         try_out(objective, batch)
         return False
@@ -314,25 +333,6 @@ def numbers_of(module: nn.Module) -> dict:
     """Return what `module` keeps besides tensors, by `get_extra_state`: values fit for JSON."""
     state = module.state_dict().items()
     return {k: v for k, v in state if not isinstance(v, Tensor) and not k.startswith("teacher.")}
-
-
-def randomness_of(generator: torch.Generator | None) -> dict[str, Tensor]:
-    """Return the state of `generator` and of PyTorch's global ones, which dropout draws from."""
-    states = {"global": torch.get_rng_state()}
-    if generator is not None:
-        states["generator"] = generator.get_state()
-    if torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def set_randomness(states: dict[str, Tensor], generator: torch.Generator | None = None) -> None:
-    """Put `states`, which `randomness_of` returned, back into `generator` and the global ones."""
-    torch.set_rng_state(states["global"])
-    if generator is not None:
-        generator.set_state(states["generator"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
 
 # %% ../nbs/05_training.ipynb #04aa10d7
 def write_state(folder: Path, state: TrainState) -> None:

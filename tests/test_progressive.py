@@ -314,9 +314,10 @@ def test_points_are_noised_to_the_noisier_end_of_the_step(generator):
 
     labels = torch.arange(40_000) % 2
     x = torch.full((40_000, 1), 10.0).double()
-    task = ProgressiveDistillation(spy, lambda x, sigma, labels: x, torch.tensor([0.5, 1.0, 2.0]))
+    task = ProgressiveDistillation(spy, spy, torch.tensor([0.5, 1.0, 2.0]))
     task(x, labels, generator=generator)
-    noisy, sigma, tags = seen[0]
+    assert len(seen) == 3 and all(tags is labels for _, _, tags in seen)  # teacher, teacher, online
+    noisy, sigma, tags = seen[-1]
     assert torch.equal(sigma, torch.full_like(sigma, 2.0)) and torch.equal(tags, labels)
     assert abs(noisy.mean() - 10) < 0.05 and abs(noisy.std() - 2) < 0.03
 
@@ -339,6 +340,20 @@ def test_other_solvers_need_a_grid_from_above_zero(exact):
 def test_odd_numbers_of_intervals_are_refused(points):
     with pytest.raises(InputError, match="pair up"):
         check_halving(karras_sigmas(points))
+
+
+def test_the_goal_hands_labels_on(noise):
+    labels = torch.arange(64) % 3
+    task = ProgressiveDistillation(Constant(0), labelled, GRIDS["edm"])
+    goal = task.goal(noise, (at(0.1, 64), at(0.2, 64), at(0.4, 64)), labels)
+    assert torch.allclose(goal, labels[:, None].double().expand(64, 2), atol=1e-12)
+
+
+def test_the_goal_carries_no_gradient(noise):
+    task = ProgressiveDistillation(Constant(0), Constant(0.3), GRIDS["edm"])
+    assert not task.goal(noise, (at(0.1, 64), at(0.2, 64), at(0.4, 64))).requires_grad
+    pairs = make_pairs(Constant(0.3), noise, GRIDS["edm"])
+    assert not pairs.sample.requires_grad
 
 
 # --- rounds
@@ -421,6 +436,27 @@ def quick(monkeypatch):
     monkeypatch.setattr(progressive, "BATCH", 64)
 
 
+@pytest.mark.parametrize("form, sigma_data, low", [("edm", 0.5, 0.002), ("vp", 1.0, 0.0)])
+def test_the_bench_has_two_forms(form, sigma_data, low, quick):
+    bench = progressive.Bench(form=form)
+    grid = progressive.GRIDS[form](8)
+    assert len(grid) == 9 and (grid[0], grid[-1]) == (low, 5.0)
+    student = bench.student()
+    assert bench.teacher.sigma_data == student.sigma_data == sigma_data
+    assert student is not bench.teacher and all(p.requires_grad for p in student.parameters())
+    assert not any(p.requires_grad for p in bench.teacher.parameters())
+    assert all(map(torch.equal, student.parameters(), bench.teacher.parameters()))
+    source = Counted(bench.teacher)
+    for pairs, asked in ((600, 2), (0, 3)):  # two batches of pairs; one for each of three steps
+        source.evaluations = 0
+        direct = progressive.direct_student(bench, source, pairs, 3)
+        assert direct.steps == 1 and source.evaluations == asked * (34 if form == "edm" else 33)
+    walk = FewStepStudent(bench.exact, progressive.GRIDS[form](64))
+    numbers = bench.measure(walk, bench.exact)
+    assert numbers["paired"] == numbers["paired_exact"] < 0.05
+    assert bench.measure(walk, bench.teacher)["paired"] > 0.1
+
+
 @pytest.mark.parametrize("name", progressive.PROGRESSIVE_SWEEPS)
 def test_every_sweep_can_do_a_short_run(name, quick):
     sweep = progressive.PROGRESSIVE_SWEEPS[name]
@@ -438,4 +474,6 @@ def test_both_methods_start_from_the_teacher_and_pay_twice_a_step(quick):
         numbers = progressive.versus_work(setting, 0)
         assert numbers["evaluations_1"] == 2 * (12 if method != "pd256" else 8)
     assert numbers["evaluations_8"] == 12  # three of the six rounds
+    one_step = {"method": "pd", "teacher": "learned", "form": "vp", "steps": 12}
+    assert progressive.one_step_work(one_step, 0)["evaluations"] == 24
     assert progressive.versus_work(setting, 0) == numbers

@@ -1,0 +1,454 @@
+"""BOOT: identities in float64, orders, stop-gradients, clocks, guidance, no look at the data."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_mixture
+
+from consistency_edu import boot
+from consistency_edu.boot import (
+    Boot,
+    BootStudent,
+    GuidedByLabel,
+    ProgressiveTime,
+    SignalModel,
+    admit_weight,
+    draw_between,
+    empty_batches,
+    over_delta,
+    residual_weight,
+    signal_euler,
+    signal_heun,
+    signal_linear,
+    signal_of,
+    signal_step,
+    solve_signal_ode,
+    vp_sigmas,
+    with_weight,
+)
+from consistency_edu.consistency import ExactConsistency
+from consistency_edu.data import InputError, draw_normal, toy
+from consistency_edu.ddim import alpha_sigma, ddim_step
+from consistency_edu.ddpm import cosine_vp
+from consistency_edu.distillation import draw_interval, l1, squared_l2
+from consistency_edu.networks import MLP, UNet
+from consistency_edu.pf_ode import EDMDenoiser, Guided, euler_step, karras_sigmas, solve_pf_ode
+from consistency_edu.sampling import sample_one_step
+from consistency_edu.score import ExactDenoiser
+from consistency_edu.training import fit
+
+GRID = karras_sigmas(12, 0.002, 5.0)
+MOONS = ExactDenoiser(toy("moons"))
+
+
+def learner(seed=0, **options):
+    torch.manual_seed(seed)
+    return SignalModel(MLP(**options), sigma_max=5.0)
+
+
+@pytest.fixture
+def noise(generator):
+    return draw_normal(torch.empty(200, 2).double(), generator)
+
+
+def levels(value, count=200):
+    return torch.full((count,), value, dtype=torch.float64)
+
+
+def test_the_signal_is_the_same_in_every_form(noise):
+    x, sigma = noise.roll(1, 0), torch.rand(200, dtype=torch.float64) + 0.1
+    alpha, vp_sigma = alpha_sigma(sigma.log())
+    y = signal_of(x, noise, sigma)
+    assert torch.allclose(y + sigma[:, None] * noise, x)
+    assert torch.allclose(signal_of(alpha[:, None] * x, noise, vp_sigma, alpha), y)
+
+
+def test_a_step_is_ddims(noise):
+    lam, lam_next = torch.tensor(1.0).double(), torch.tensor(0.3).double()
+    (a, s), (a_next, s_next) = alpha_sigma(lam), alpha_sigma(lam_next)
+    signal, guess = noise.roll(1, 0), noise.roll(2, 0)
+    expected = ddim_step(a * signal + s * noise, guess, lam, lam_next)
+    made = a_next * signal_step(signal, guess, lam, lam_next) + s_next * noise
+    assert (expected - made).abs().max() < 1e-13
+
+
+def test_the_walk_is_ddim_and_starts_where_it_is_told(noise):
+    grid = GRID.flip(0)
+    walk = solve_signal_ode(MOONS, noise, grid)
+    assert walk.shape == (12, 200, 2) and not walk[0].any()
+    ddim = solve_pf_ode(MOONS, noise, grid, step=euler_step, return_path=True)
+    assert (walk + grid[:, None, None] * noise - ddim).abs().max() < 1e-12
+    late = solve_signal_ode(MOONS, noise, grid[4:], start=walk[4])
+    assert torch.equal(late, walk[4:])
+    ones = torch.ones(200).long()
+    own = solve_signal_ode(MOONS, noise, grid, labels=ones)
+    by_hand = solve_signal_ode(lambda x, sigma, _: MOONS(x, sigma, ones), noise, grid)
+    assert torch.equal(own, by_hand) and not torch.equal(own[-1], walk[-1])
+
+
+STEPS = [(signal_euler, 1), (signal_linear, 1), (signal_heun, 2)]
+
+
+@pytest.mark.parametrize(("step", "order"), STEPS)
+def test_orders(step, order, blobs, noise):
+    soft, some = ExactDenoiser(blobs), noise[:100]
+    truth = ExactConsistency(soft, sigma_min=0.02, sigma_max=5.0)(5 * some, levels(5.0, 100))
+    errors = []
+    for count in (40, 80):
+        grid = torch.linspace(math.log(5), math.log(0.02), count + 1).double().exp()
+        end = solve_signal_ode(soft, some, grid, step=step)[-1] + grid[-1] * some
+        errors.append(float((end - truth).norm(dim=1).median()))
+    assert abs(math.log2(errors[0] / errors[1]) - order) < 0.2
+
+
+def test_steps_pass_labels_on_and_count_evaluations(noise):
+    seen = []
+
+    def spy(x, sigma, labels=None):
+        seen.append((sigma, labels))
+        return MOONS(x, sigma, labels)
+
+    labels = torch.arange(200) % 2
+    for step, count in ((signal_euler, 1), (signal_linear, 1), (signal_heun, 2)):
+        seen.clear()
+        step(spy, 0 * noise, noise, levels(1.0), levels(0.8), labels)
+        assert len(seen) == count and all(had is labels for _, had in seen)
+        assert [float(sigma[0]) for sigma, _ in seen] == [1.0, 0.8][:count]
+
+
+def test_the_linear_step_is_the_first_term_and_warns(noise):
+    signal, near = 0.3 * noise, (levels(1.0), levels(0.999))
+    change = signal_linear(MOONS, signal, noise, *near) - signal
+    exponential = signal_euler(MOONS, signal, noise, *near) - signal
+    assert torch.allclose(change / exponential, torch.full_like(noise, 1.0005), atol=1e-5)
+    with pytest.warns(UserWarning, match="overshoots.*1.61"):
+        signal_linear(MOONS, signal, noise, levels(1.0), levels(0.2))
+    half = {"gain": lambda sigma, sigma_next: torch.full_like(sigma, 0.5)}
+    other = signal_linear(MOONS, signal, noise, levels(1.0), levels(0.2), **half)
+    guess = MOONS(signal + noise, levels(1.0))
+    assert torch.allclose(other, (signal + guess) / 2)
+
+
+def test_the_student_starts_as_its_teacher(generator):
+    teacher = EDMDenoiser(MLP(), sigma_data=0.7).requires_grad_(False)
+    model = SignalModel.of_teacher(teacher, sigma_min=0.01, sigma_max=5.0)
+    noise = torch.randn(50, 2, generator=generator)
+    assert torch.allclose(model(noise, top := torch.full((50,), 5.0)), teacher(5 * noise, top))
+    assert (model.sigma_min, model.sigma_max, model.sigma_data) == (0.01, 5.0, 0.7)
+    assert all(p.requires_grad for p in model.parameters())
+    assert model.network is not teacher.network
+    # below, only the stage changes: its input keeps the scale of pure noise
+    low = torch.full((50,), 0.1)
+    total = (25 + 0.49) ** 0.5
+    output = teacher.network(5 * noise / total, low.log() / 4)
+    expected = (0.7 / total) ** 2 * 5 * noise + 5 * 0.7 / total * output
+    assert torch.allclose(model(noise, low), expected, atol=1e-6)
+    with pytest.raises(InputError, match="no network to copy"):
+        SignalModel.of_teacher(MOONS)
+
+
+def test_the_student_answers_at_sigma_max_alone(generator):
+    model, noise = learner(), torch.randn(50, 2, generator=generator)
+    student, last = BootStudent(model), torch.full((50,), 0.002)
+    expected = model(noise, last) + 0.002 * noise
+    assert torch.allclose(sample_one_step(student, noise), expected, atol=1e-6)
+    with pytest.raises(InputError, match="sample with one step"):
+        student(noise, torch.full((50,), 4.9))
+
+
+def clock(sigma):
+    """Where `sigma` stands in GRID, in points, interpolated in ln sigma."""
+    return torch.from_numpy(np.interp(sigma.log(), GRID.log(), range(len(GRID))))
+
+
+def test_between_draws_any_time_and_one_tick_back(generator):
+    low, high = draw_between(GRID, torch.empty(20_000).double(), generator)
+    assert (clock(high) - clock(low) - 1).abs().max() < 1e-6
+    assert 1 <= clock(high).min() < 1.02 and 10.98 < clock(high).max() <= 11
+    assert abs(float(clock(high).mean()) - 6) < 0.1
+    low, high = draw_between(GRID[:2], torch.empty(5).double(), generator)
+    assert torch.allclose(low, GRID[:1].expand(5)) and torch.allclose(high, GRID[1:2].expand(5))
+
+
+@pytest.mark.parametrize(("window", "reach"), [(1.0, 11), (0.2, 3)])
+def test_progressive_time_comes_down(window, reach, generator):
+    draw, seen = ProgressiveTime(11, window), []
+    for _ in range(12):
+        low, high = draw(GRID, torch.empty(4000).double(), generator)
+        index = torch.searchsorted(GRID, low)
+        assert torch.equal(GRID[index + 1], high)
+        seen.append((int(index.min()), int(index.max())))
+    assert seen[0] == (10, 10) and seen[4] == (6, 10 if window == 1 else 8)
+    assert seen[10][0] == 0 and seen[11] == (0, reach - 1)
+    assert int(draw.state_dict()["calls"]) == 12  # a resumed run goes on where it stopped
+
+
+def test_weights():
+    low, high = torch.tensor([0.5, 1.0]), torch.tensor([1.0, 4.0])
+    assert torch.allclose(residual_weight(low, high), torch.tensor([4.0, 16 / 9]))
+    assert over_delta(11)(low, high).tolist() == [100.0, 100.0]
+
+
+def by_hand(model, noise, low, high):
+    signal = model(noise, high)
+    share = (1 - low / high)[:, None]
+    goal = signal + share * (MOONS(signal + high[:, None] * noise, high) - signal)
+    return (model(noise, low) - goal.detach()) / share
+
+
+def test_the_losses_are_the_slides(generator):
+    model, x = learner(), torch.full((300, 2), math.nan)
+    losses = {}
+    for name, bs, bc in (("both", 2.0, 3.0), ("bs", 1.0, 0.0), ("bc", 0.0, 1.0)):
+        objective = Boot(model, MOONS, GRID, bootstrap_weight=bs, boundary_weight=bc)
+        losses[name] = objective(x, generator=torch.Generator().manual_seed(5))
+    assert torch.allclose(losses["both"], 2 * losses["bs"] + 3 * losses["bc"])
+    g = torch.Generator().manual_seed(5)
+    low, high = draw_interval(GRID, x, g)
+    noise = draw_normal(x, g)
+    assert torch.allclose(losses["bs"], by_hand(model, noise, low, high).square().sum(1), rtol=1e-4)
+    top = torch.full((300,), 5.0)
+    first = (model(noise, top) - MOONS(5 * noise, top)).square().sum(1)
+    assert torch.allclose(losses["bc"], first, rtol=1e-4)
+    assert torch.equal(objective.last_sigma, high)
+
+
+def test_no_gradient_through_the_goal_or_into_the_teacher(generator):
+    model, teacher = learner(), EDMDenoiser(MLP())
+    objective = Boot(model, teacher, GRID)
+    x = torch.full((64, 2), math.nan)
+    objective(x, generator=generator).mean().backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    goal = objective.goal(x.nan_to_num(1.0), torch.full((64,), 0.5), torch.full((64,), 1.0), None)
+    assert not goal.requires_grad
+    assert all(p.grad.isfinite().all() and p.grad.norm() > 0 for p in model.parameters())
+
+
+def test_choices_reach_the_loss(generator):
+    x, loss = torch.full((64, 2), math.nan), {}
+    choices = {
+        "plain": {},
+        "heun": {"solver": signal_heun},
+        "between": {"draw": draw_between},
+        "weight": {"weight": over_delta(12)},
+        "distance": {"distance": l1},
+    }
+    for name, options in choices.items():
+        objective = Boot(learner(), MOONS, GRID, **options)
+        loss[name] = objective(x, generator=torch.Generator().manual_seed(0))
+    assert len({float(value.detach().sum()) for value in loss.values()}) == 5
+    assert Boot(learner(), MOONS, GRID).distance is squared_l2
+
+
+def test_the_slow_target_makes_the_goals():
+    objective = Boot(learner(), MOONS, GRID, decay=0.9)
+    before = copy.deepcopy(objective.target.slow)
+    with torch.no_grad():
+        objective.online.network.last.bias += 1
+    objective.after_step()
+    ours, old = objective.target.slow.network.last.bias, before.network.last.bias
+    assert torch.allclose(ours, old + 0.1)
+    noise, low, high = torch.ones(4, 2), torch.full((4,), 0.5), torch.full((4,), 1.0)
+    expected = signal_euler(MOONS, objective.target.slow(noise, high), noise, high, low)
+    assert torch.allclose(objective.goal(noise, low, high, None), expected)
+    assert Boot(learner(), MOONS, GRID).target.slow is None
+
+
+class Locked(torch.Tensor):
+    """Raises if its content is used; shape, dtype and device may be read."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        is_converting = function.__name__ == "to" and not isinstance(args[0], Locked)
+        if function.__name__ not in {"__get__", "__len__", "dim", "size"} and not is_converting:
+            raise AssertionError(f"touched the data by {function.__name__}")
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [{}, {"draw": draw_between}, {"draw": ProgressiveTime(9)}])
+def test_the_data_are_never_touched(options, generator):
+    locked = torch.zeros(16, 2).as_subclass(Locked)
+    loss = Boot(learner(), MOONS, GRID, **options)(locked, generator=generator)
+    assert loss.shape == (16,) and loss.isfinite().all()
+    with pytest.raises(AssertionError, match="touched"):
+        locked + 1
+
+
+def test_empty_batches(generator):
+    x, labels = next(empty_batches((5, 1, 8, 8)))
+    assert x.shape == (5, 1, 8, 8) and x.isnan().all() and labels is None
+    x, labels = next(empty_batches((3000, 2), num_classes=3, generator=generator))
+    assert labels.dtype == torch.int64 and torch.bincount(labels).min() > 900
+    batches = empty_batches((3000, 2), num_classes=3, weights=(1.0, 3.0), generator=generator)
+    (_, pairs), (_, again) = next(batches), next(batches)
+    w = pairs[:, 1]
+    assert pairs.shape == (3000, 2) and 1 <= w.min() < 1.01 and 2.99 < w.max() <= 3
+    assert not torch.equal(pairs, again) and set(pairs[:, 0].tolist()) == {0.0, 1.0, 2.0}
+
+
+def test_vp_grids_stand_at_even_times():
+    schedule, grid = cosine_vp(), vp_sigmas(cosine_vp(), 11, t_min=0.1, t_max=0.6)
+    for k, t in enumerate(torch.linspace(0.1, 0.6, 11, dtype=torch.float64)):
+        assert abs(grid[k] - schedule.sigma(t) / schedule.alpha(t)) < 1e-9
+    for bad in ({"count": 1}, {"count": 5, "t_min": 0.0}, {"count": 5, "t_max": 1.5}):
+        with pytest.raises(InputError):
+            vp_sigmas(cosine_vp(), **bad)
+
+
+@pytest.mark.parametrize("negative", [None, 1])
+def test_each_row_is_guided_by_its_own_weight(negative, noise):
+    labels, w = torch.arange(200) % 2, torch.linspace(0, 4, 200)
+    made = GuidedByLabel(MOONS, negative)(noise, levels(0.7), with_weight(labels, w))
+    for k in (0, 57, 199):
+        one = Guided(MOONS, float(w[k]), negative)
+        expected = one(noise[k : k + 1], levels(0.7, 1), labels[k : k + 1])
+        assert torch.allclose(made[k : k + 1], expected, atol=1e-6)
+    assert with_weight(labels, 2.5)[:, 1].unique().tolist() == [2.5]
+
+
+@pytest.mark.parametrize("kind", [MLP, UNet])
+def test_networks_learn_to_read_weights(kind, generator):
+    torch.manual_seed(0)
+    plain = kind(num_classes=3).eval()
+    x = torch.randn(6, 2) if kind is MLP else torch.randn(6, 1, 8, 8)
+    if kind is UNet:  # its output is 0 until it is trained
+        [torch.nn.init.normal_(p, std=0.1) for p in plain.parameters()]
+    reads, c_noise, labels = admit_weight(copy.deepcopy(plain)), torch.zeros(6), torch.arange(6) % 3
+    expected = plain(x, c_noise, labels)
+    assert torch.allclose(reads(x, c_noise, with_weight(labels, 3.0)), expected, atol=1e-6)
+    assert torch.allclose(reads(x, c_noise, labels), expected, atol=1e-6)
+    assert torch.allclose(reads(x, c_noise), plain(x, c_noise), atol=1e-6)
+    swapped = next(m for m in reads.modules() if isinstance(m, boot.WeightEmbedding))
+    torch.nn.init.normal_(swapped.mix.weight)
+    answers = [reads(x, c_noise, with_weight(labels, w)) for w in (0.0, 1.0, 4.0)]
+    assert min(float((a - b).detach().abs().max()) for a, b in zip(answers, answers[1:])) > 1e-3
+    with pytest.raises(InputError, match="num_classes"):
+        admit_weight(kind())
+
+
+def test_bad_input_names_the_remedy():
+    for options in ({"bootstrap_weight": 0.0, "boundary_weight": 0.0}, {"boundary_weight": -1.0}):
+        with pytest.raises(InputError, match="above 0"):
+            Boot(learner(), MOONS, GRID, **options)
+    for grid in (karras_sigmas(12, 0.002, 4.0), karras_sigmas(12, 0.003, 5.0)):
+        with pytest.raises(InputError, match="same ends"):
+            Boot(learner(), MOONS, grid)
+    with pytest.raises(InputError, match="ascend"):
+        Boot(learner(), MOONS, GRID.flip(0))
+    with pytest.raises(InputError, match="decreasing"):
+        solve_signal_ode(MOONS, torch.zeros(3, 2), GRID)
+    for bad in ({"steps": 0}, {"steps": 5, "window": 0.0}, {"steps": 5, "window": 1.5}):
+        with pytest.raises(InputError):
+            ProgressiveTime(**bad)
+
+
+def test_it_learns_the_path_of_a_gaussian(generator):
+    """A student of a Gaussian's exact teacher: the whole path is known in closed form."""
+    torch.manual_seed(0)
+    mean, std = torch.tensor([0.3, -0.2]), 0.5
+    teacher = ExactDenoiser(make_mixture([[0.3, -0.2]], [0.5]))
+    objective = Boot(SignalModel(MLP(width=64), sigma_max=5.0), teacher, GRID)
+    options = {"steps": 200, "lr": 5e-3, "ema_decay": 0.95, "generator": generator}
+    model = fit(objective, empty_batches((128, 2)), **options).model
+    noise = torch.randn(500, 2, generator=generator)
+    scale = std / (25 + std**2) ** 0.5
+    exact = mean + scale * (5 * noise - mean)
+    made = sample_one_step(BootStudent(model), noise)
+    assert float((made - exact).norm(dim=1).median()) < 0.12
+
+
+# --- the experiments ------------------------------------------------------------------------------
+
+
+def test_settings_build_what_they_say():
+    base = {**boot.TOY, "points": 9}
+    assert boot.toy_objective(base, 0).boundary_weight == 1.0
+    made = boot.toy_objective({**base, "solver": "heun", "beta": 0.0, "decay": 0.5}, 0)
+    assert made.solver is signal_heun and made.boundary_weight == 0 and made.target.slow is not None
+    assert boot.toy_objective({**base, "draw": "moving"}, 0).draw.window == 0.2
+    assert boot.toy_objective({**base, "draw": "growing"}, 0).draw.window == 1.0
+    assert boot.toy_objective({**base, "draw": "between"}, 0).draw is draw_between
+    weight = boot.toy_objective({**base, "weight": "delta"}, 0).weight
+    assert float(weight(torch.ones(1), torch.ones(1))) == 64
+    vp = boot.toy_objective({**base, "form": "vp"}, 0)
+    assert vp.online.sigma_max == pytest.approx(float(vp.sigmas[-1])) and vp.sigmas[-1] > 30
+    same = [boot.toy_objective(base, seed).online.network.last.weight for seed in (3, 3, 4)]
+    assert torch.equal(same[0], same[1]) and not torch.equal(same[0], same[2])
+
+
+def test_the_judge_knows_the_truth():
+    judge = boot.ToyJudge("moons", GRID, count=1000)
+    assert (judge.signals[0] + 0.002 * judge.noise - judge.ends).norm(dim=1).median() < 2e-3
+    assert not judge.signals[-1].any() and judge.signals.shape == (12, 1000, 2)
+    perfect = judge.measure(judge.ends)
+    assert perfect["paired_error"] == 0 and perfect["mode_recall"] == 1
+    assert perfect["sliced_w2"] < 0.06 and perfect["rarest_class"] > 0.8
+    halved = judge.measure(judge.ends[judge.ends[:, 1] > 0].repeat(3, 1)[:1000])
+    assert halved["mode_recall"] < 1 and halved["recall"] < perfect["recall"]
+    answers = dict(zip(GRID.float().tolist(), judge.signals))
+    off = judge.errors(lambda noise, sigma: answers[float(sigma[0])] + 0.3)
+    assert off == pytest.approx([0.3 * 2**0.5] * 12, abs=1e-4)
+
+
+def test_grids_are_refined_within():
+    fine = boot.refine(GRID, 3)
+    assert len(fine) == 34 and torch.allclose(fine[::3], GRID) and (fine.diff() > 0).all()
+
+
+def test_pictures_survive_packing(generator):
+    x = 2 * torch.rand(7, 64, generator=generator) - 1
+    assert (boot.unpack(boot.pack(x)).flatten(1) - x).abs().max() <= 1 / 15 + 1e-6
+    assert boot.pack(torch.full((1, 64), -3.0)) == ["0" * 64]
+    assert boot.pack(torch.full((1, 64), 3.0)) == ["f" * 64]
+
+
+def test_mixes(generator):
+    a, b = torch.randn(2, 40, 64, generator=generator)
+    for mix in (boot.linear_mix, boot.spherical_mix):
+        assert torch.allclose(mix(a, b, 0.0), a, atol=1e-4)
+        assert torch.allclose(mix(a, b, 1.0), b, atol=1e-4)
+        assert torch.allclose(mix(a, b, 0.3), mix(b, a, 0.7), atol=1e-5)
+    unit = [v / v.norm(dim=1, keepdim=True) for v in (a, b)]
+    for t in (-0.5, 0.3, 1.5):
+        assert torch.allclose(boot.spherical_mix(*unit, t).norm(dim=1), torch.ones(40), atol=1e-4)
+
+
+def test_the_digits_judge():
+    judge = boot.DigitsJudge()
+    real = judge.measure(judge.test.repeat(4, 1))
+    assert real["frechet"] < 1e-6 and real["recall"] == 1 and real["own_class"] is None
+    junk = judge.measure(torch.zeros(1796, 64) + 0.01 * judge.noise, judge.labels)
+    assert junk["frechet"] > 5 and junk["recall"] < 0.1 and junk["own_class"] < 0.3
+    copies = judge.measure(judge.train[:449].repeat(4, 1))
+    assert copies["nearest"] == 0 < real["nearest"] and 0.1 < copies["frechet"] < 1
+
+
+def test_data_for_cd(generator):
+    full = boot.choose_data("digits", "100%", generator)
+    some = boot.choose_data("digits", "1%", generator)
+    assert (len(full), len(some), some.shape[1]) == (1348, 13, 64)
+    assert float(torch.cdist(some, full).min(1).values.max()) == 0
+    other = boot.choose_data("digits", "elsewhere", generator)
+    assert torch.cdist(other[:50], full).min() > 0.5 and other.abs().max() <= 1
+    noise = boot.choose_data("moons", "noise", generator)
+    assert noise.shape == (4000, 2) and abs(float(noise.std()) - 0.5) < 0.05
+    assert len(boot.choose_data("moons", "1%", generator)) == 40
+
+
+def test_sweeps_are_fit_to_run():
+    for name, sweep in boot.BOOT_SWEEPS.items():
+        assert name == sweep.name and len({frozenset(s) for s in sweep.settings}) == 1
+        assert len({str(sorted(s.items(), key=str)) for s in sweep.settings}) == len(sweep.settings)
+    row = boot.toy_work({**boot.TOY, "points": 9, "steps": 32, "watch": True}, 0)
+    assert list(row["history"]) == ["2", "4", "8", "16", "32"] and len(row["history"]["32"]) == 9
+
+
+@pytest.mark.slow
+def test_boot_on_moons():
+    """The target of the course: sliced W2 of at most 0.05 in one step."""
+    row = boot.toy_work({**boot.TOY, "steps": 2000}, 0)
+    assert row["sliced_w2"] <= 0.05 and row["paired_error"] < 0.08
