@@ -68,7 +68,7 @@ def spied(kind, **options):
 
 
 def test_roles_see_the_right_arguments(generator):
-    """Online at the noisier point, target at one Euler step from it; the teacher where it starts."""
+    """Online at the noisier point, target one Euler step from it, the teacher where it starts."""
     objective, online, teacher = spied(ConsistencyDistillation, decay=0.5)
     target = objective.target.slow
     x, labels = torch.randn(4000, 2, generator=generator) * 0.5 + 3, torch.arange(4000)
@@ -298,10 +298,10 @@ def small(monkeypatch):
     monkeypatch.setattr(cd, "toy_judge", lambda dataset: judge(dataset, 200))
     remembered = {}
 
-    def learn(dataset, seed, gain):
-        if (dataset, seed, gain) not in remembered:
-            remembered[dataset, seed, gain] = teacher(dataset, seed, gain, 12)
-        return remembered[dataset, seed, gain]
+    def learn(dataset, seed, gain, steps):
+        if (dataset, seed, gain, steps) not in remembered:
+            remembered[dataset, seed, gain, steps] = teacher(dataset, seed, gain, 12)
+        return remembered[dataset, seed, gain, steps]
 
     learn.cache_clear = remembered.clear
     monkeypatch.setattr(cd, "learned_teacher", learn)
