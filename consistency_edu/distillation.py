@@ -386,20 +386,21 @@ def distil_toy(setting: dict, seed: int) -> dict:
 class FeatureDistance(nn.Module):
     """How different two images look to a network: LPIPS without learned channel weights.
 
-    `features` maps images to a sequence of maps `[B, C, ...]`.  Each position's channels are scaled
-    to length 1, squared differences are averaged over positions and summed over maps.  The network
-    is copied, frozen and kept in eval mode.  Source: Zhang et al. (2018), eq. 1.
+    `features` maps images to a sequence of maps `[B, C, ...]`.  If `use_unit`, each position's
+    channels are scaled to length 1; squared differences are averaged over positions and summed over
+    maps.  The network is copied, frozen and kept in eval mode.  Source: Zhang et al. (2018), eq. 1.
     """
 
-    def __init__(self, features: nn.Module):
+    def __init__(self, features: nn.Module, *, use_unit: bool = True):
         super().__init__()
         self.features = copy.deepcopy(features).requires_grad_(False)
+        self.prepare = unit if use_unit else nn.Identity()
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the distances `[B]` of the rows of `a` and `b` `[B, ...]`."""
         self.features.eval()
         maps = zip(self.features(a), self.features(b))
-        return sum(squared_l2(unit(p), unit(q)) / positions(p) for p, q in maps)
+        return sum(squared_l2(*map(self.prepare, pair)) / positions(pair[0]) for pair in maps)
 
 
 def unit(maps: Tensor) -> Tensor:
@@ -503,7 +504,8 @@ def digit_teacher(seed: int, steps: int = 2000) -> EDMDenoiser:
 def distil_digits(setting: dict, seed: int) -> dict:
     """Distil a learned teacher of digits with the `points`, `solver` and `distance` of `setting`.
 
-    `distance` is one of DISTANCES, or "features" for FeatureDistance; `steps` train the student.
+    `distance` is one of DISTANCES, "features" for the plain FeatureDistance of the judge `same`, or
+    "unit_features" for that with unit vectors; the student is trained for `steps` steps.
     """
     judge, teacher = digit_judge(), digit_teacher(seed)
     low, high = DIGIT_SIGMAS
@@ -511,7 +513,11 @@ def distil_digits(setting: dict, seed: int) -> dict:
         MLP(64, width=256), sigma_min=low, sigma_max=high, sigma_data=teacher.sigma_data
     )
     online.network.load_state_dict(teacher.network.state_dict())
-    distances = {**DISTANCES, "features": FeatureDistance(judge.same)}
+    seen = {
+        "features": FeatureDistance(judge.same, use_unit=False),
+        "unit_features": FeatureDistance(judge.same),
+    }
+    distances = {**DISTANCES, **seen}
     objective = ConsistencyDistillation(
         online,
         teacher,
@@ -626,10 +632,10 @@ def set_settings() -> list[dict]:
 
 
 def digit_knobs() -> list[dict]:
-    """Return the ends of Figure 3 on digits, and the other two distances at N = 18 with Heun."""
+    """Return the ends of Figure 3 on digits, and the other distances at N = 18 with Heun."""
     names = ("points", "solver", "distance", "steps")
-    ends = itertools.product((9, 18, 80), ("euler", "heun"), ("l2", "features"), (1200,))
-    others = itertools.product((18,), ("heun",), ("l1", "huber"), (1200,))
+    ends = itertools.product((9, 18, 80), ("euler", "heun"), ("l2", "features"), (1500,))
+    others = itertools.product((18,), ("heun",), ("l1", "huber", "unit_features"), (1500,))
     return [dict(zip(names, values)) for values in (*ends, *others)]
 
 

@@ -22,6 +22,7 @@ from consistency_edu.distillation import (
     ToySetting,
     UnstoppedDistillation,
 )
+from consistency_edu.metrics import frechet_distance
 from consistency_edu.networks import MLP
 from consistency_edu.pf_ode import EDMDenoiser, euler_step, heun_step, karras_sigmas, solve_pf_ode
 from consistency_edu.score import ExactDenoiser
@@ -244,6 +245,9 @@ def test_feature_distance_by_hand():
     second = 2 * (1 / root - 1 / root) ** 2  # both means have equal channels: (2, 2), (4, 4)
     assert torch.allclose(FeatureDistance(TwoMaps())(a, b), torch.tensor([first + second]))
     assert torch.allclose(FeatureDistance(TwoMaps())(a, 7 * b), torch.tensor([first + second]))
+    differences = ((3 - 8) ** 2 + (4 - 6) ** 2 + 1 + (0 - 2) ** 2) / 2
+    expected = torch.tensor([differences + 2 * 2.0**2])
+    assert torch.allclose(FeatureDistance(TwoMaps(), use_unit=False)(a, b), expected)
 
 
 def test_feature_distance_is_frozen_but_lets_gradients_through():
@@ -378,11 +382,15 @@ def test_digits_are_distilled_and_judged(monkeypatch):
     monkeypatch.setattr(cd, "digit_judge", lambda: judge)
     monkeypatch.setattr(cd, "digit_teacher", lambda seed: teacher)
     rows = {}
-    for distance in ("l2", "features"):
+    for distance in ("l2", "features", "unit_features"):
         setting = {"points": 9, "solver": "euler", "distance": distance, "steps": 3}
         rows[distance] = cd.distil_digits(setting, 0)
         assert rows[distance] == cd.distil_digits(setting, 0)
     assert set(rows["l2"]) == set(cd.JUDGES) and rows["l2"] != rows["features"]
+    assert rows["features"] != rows["unit_features"]
+    cloud = torch.randn(100, 64)
+    expected = frechet_distance(judge.same.embed(cloud), judge.same.embed(judge.real))
+    assert abs(judge.measure(cloud)["same"] - expected) < 1e-6
     perfect = judge.measure(judge.real)
     assert all(abs(value) < 1e-3 for value in perfect.values())
 
