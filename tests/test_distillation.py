@@ -275,7 +275,7 @@ def lambda_maps():
 
 
 def test_a_short_training_recognises_digits():
-    network = cd.train_digit_features(0, width=8, steps=120)
+    network = cd.train_digit_features(0, width=8, steps=80)
     images, labels = load_digits("test")
     assert (network.logits(images).argmax(1) == labels).float().mean() > 0.85
     assert network.logits(images[:3]).equal(network.logits(images[:3].flatten(1)))
