@@ -86,8 +86,18 @@ def test_roles_see_the_right_arguments(generator):
     assert torch.allclose(cleaner, noisy * (low / high)[:, None], rtol=1e-4, atol=1e-5)
 
 
-def test_heun_is_the_default_solver():
-    assert inspect.signature(ConsistencyDistillation).parameters["solver"].default is heun_step
+def test_swapped_roles_keep_their_levels(generator):
+    objective, online, _ = spied(SwappedDistillation, decay=0.5)
+    objective(torch.randn(100, 2, generator=generator), generator=generator)
+    (cleaner, low, _), (noisy, high, _) = online.calls[0], objective.target.slow.calls[0]
+    assert torch.equal(high, objective.last_sigma) and (low < high).all()
+    assert torch.allclose(cleaner, noisy * (low / high)[:, None], rtol=1e-4, atol=1e-5)
+
+
+def test_defaults_are_heun_and_pseudo_huber():
+    options = inspect.signature(ConsistencyDistillation).parameters
+    assert options["solver"].default is heun_step
+    assert options["distance"].default is cd.pseudo_huber
 
 
 def test_the_loss_is_weighted_and_taken_from_the_distance(generator):
@@ -344,6 +354,8 @@ def test_students_start_as_their_teacher(monkeypatch):
     assert all(torch.equal(a, b) for a, b in pairs)
     first = next(cd.distilling(setting, 0))
     assert first.objective.teacher is teacher and first.objective.online.network.gain == 4.0
+    pairs = zip(first.objective.online.parameters(), teacher.parameters())
+    assert all((a - b).abs().max() < 1e-3 for a, b in pairs)  # one step of a warming-up optimiser
     assert isinstance(cd.toy_teacher(ToySetting(), 0), ExactDenoiser)
 
 
