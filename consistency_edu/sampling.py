@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SAMPLING_SWEEPS', 'sample_one_step', 'sample_multistep', 'check_time_points', 'Search', 'ternary_search',
-           'sampling_objective', 'TimePoints', 'search_time_points', 'steps_evenly', 'toy_student', 'sampling_run']
+           'sampling_objective', 'TimePoints', 'search_time_points', 'steps_evenly', 'toy_student', 'sampling_run',
+           'OneStepStudent']
 
 # %% ../nbs/10_sampling.ipynb #a8be1f78
 from collections.abc import Callable
@@ -101,9 +102,7 @@ def ternary_search(objective: Callable[[int], float], low: int, high: int) -> Se
     twice.  Differs: the released code returns an old midpoint, and so misses minima at the ends.
     """
     if low > high:
-        raise InputError(
-            f"there is no integer from {low} to {high}: give a range with low <= high."
-        )
+        raise InputError(f"no integer lies from {low} to {high}: give a range with low <= high.")
     seen: dict[int, float] = {}
 
     def value(i: int) -> float:
@@ -265,3 +264,28 @@ SAMPLING_SWEEPS = {
         range(5),
     )
 }
+
+# %% ../nbs/10_sampling.ipynb #c1000035
+class OneStepStudent(nn.Module):
+    """A generator `(noise [B, ...], labels) -> samples` as f(x, sigma), at `sigma_max` alone.
+
+    `method` names how it was trained, for the sentence it says when asked for another level.
+    """
+
+    is_one_step = True  # sample_multistep then refuses before any work is done
+
+    def __init__(
+        self, generate: Callable, *, sigma_max: float, sigma_min: float = 0.002, method: str
+    ):
+        super().__init__()
+        self.generate, self.method = generate, method
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return samples for `x` `[B, ...]` at sigma_max; InputError for any other `sigma` `[B]`."""
+        if (sigma - self.sigma_max).abs().max() > 1e-5 * self.sigma_max:
+            raise InputError(
+                f"a student made by {self.method} exists at sigma_max = {self.sigma_max:g} alone, "
+                "where it was trained: sample it in one step."
+            )
+        return self.generate(x / self.sigma_max, labels)
