@@ -170,9 +170,7 @@ def search_time_points(
     """
     grid = torch.as_tensor(grid, dtype=torch.float64)
     if grid.ndim != 1 or len(grid) < 2 or not (grid.diff() > 0).all():
-        raise InputError(
-            "the grid to search ascends from sigma_min to sigma_max: karras_sigmas(N)."
-        )
+        raise InputError("a grid to search ascends from sigma_min to sigma_max: karras_sigmas(N).")
     if not 1 <= count < len(grid):
         raise InputError(f"a grid of {len(grid)} points has room for 1 … {len(grid) - 1} steps.")
     down, chosen = grid.flip(0), [0]  # indices count from the noisy end, as the paper's do

@@ -170,7 +170,7 @@ def test_skip_model_has_the_slope_that_the_ode_asks_for(generator):
 
 
 def test_f_solves_its_differential_equation(blobs):
-    f, exact = ExactConsistency(ExactDenoiser(blobs), steps=256), ExactDenoiser(blobs)
+    f, exact = ExactConsistency(ExactDenoiser(blobs), steps=128), ExactDenoiser(blobs)
     x, sigma, h = torch.tensor([[0.4, 0.5]]).double(), torch.tensor([0.7]).double(), 1e-4
     move = h * (x - exact(x, sigma)) / sigma
     along = f(x + move, sigma + h) - f(x - move, sigma - h)
@@ -251,16 +251,15 @@ def test_regression_asks_for_the_first_point():
     assert torch.equal(x, tracks[torch.arange(500), index]) and len(set(index.tolist())) == 18
 
 
-def test_tracks_end_where_f_says(generator):
-    moons = toy("moons")
-    f = ExactConsistency(ExactDenoiser(moons), sigma_max=5.0)
-    for points in (9, 18, 72):
-        grid = karras_sigmas(points, 0.002, 5.0)
-        paths = solved_paths(moons, grid, 60, generator).double()
-        assert paths.shape == (60, points, 2)
-        answers = path_answers(f, paths.transpose(0, 1), grid)
-        for answer in answers:
-            assert paired_error(answer, paths[:, 0]) < 1e-3
+@pytest.mark.parametrize("points", [5, 18, 40])
+def test_tracks_end_where_f_says(points, generator):
+    moons, grid = toy("moons"), karras_sigmas(points, 0.002, 5.0)
+    f = ExactConsistency(ExactDenoiser(moons), sigma_max=5.0, steps=24)
+    paths = solved_paths(moons, grid, 40, generator).double()
+    assert paths.shape == (40, points, 2)
+    some = [0, points // 2, points - 1]
+    for answer in path_answers(f, paths.transpose(0, 1)[some], grid[some]):
+        assert paired_error(answer, paths[:, 0]) < 1e-3
 
 
 def test_solved_paths_start_from_noisy_data_not_from_noise(blobs, generator):
@@ -274,34 +273,6 @@ def test_rays_keep_one_noise(generator):
     noise = (tracks[:, 1:] - tracks[:, :1]) / (GRID[1:] - GRID[0])[None, :, None]
     assert torch.allclose(noise, noise[:, -1:].expand_as(noise), atol=1e-3)
     assert abs(float(noise[:, -1].std()) - 1) < 0.15
-
-
-def test_without_stop_gradient_rays_shrink_the_samples():
-    """A linear student of Gaussian data: closed form on both sides (see the chapter)."""
-    grid, s = karras_sigmas(18, 0.002, 5.0), 0.5
-    x0, z = _gaussian_pair(s)
-    spreads = {}
-    for stop in (True, False):
-        gains = torch.ones(18).double()
-        gains[1:] = 0.5
-        gains.requires_grad_(True)
-        low, high = grid[:-1], grid[1:]
-        for _ in range(3000):
-            clean, noisy = gains[:-1] * (x0 + low * z), gains[1:] * (x0 + high * z)
-            goal = clean.detach() if stop else clean
-            loss = (noisy - goal).square().mean(0).sum()
-            (gradient,) = torch.autograd.grad(loss, gains)
-            gradient[0] = 0  # the boundary condition
-            with torch.no_grad():
-                gains -= 0.3 * gradient / (s**2 + grid**2)
-        spreads[stop] = float(gains[-1].detach() * (s**2 + grid[-1] ** 2).sqrt())
-    assert spreads[True] > 0.44 and spreads[False] < 0.2
-
-
-def _gaussian_pair(s):
-    generator = torch.Generator().manual_seed(0)
-    x0 = s * torch.randn(4000, 1, generator=generator).double()
-    return x0, torch.randn(4000, 1, generator=generator).double()
 
 
 def test_bad_tracks_are_refused():
