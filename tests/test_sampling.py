@@ -269,7 +269,7 @@ def test_runs_of_the_sweep_are_repeatable_and_whole(monkeypatch):
         sampling, "toy_student", lambda *a: ConsistencyModel(MLP(width=16), sigma_max=5.0)
     )
     setting = dict(SAMPLING_SWEEPS["sampling_steps"].settings[0])
-    first, again = (sampling_run(setting, 0) for _ in range(2))
+    first, again = (sampling_run(setting, 0, count=100) for _ in range(2))
     assert first == again and len(first["even"]) == 8 and len(first["by_tau"]) == 16
     for k, levels in enumerate(first["levels"]):
         assert len(levels) == k + 2 and levels[0] == pytest.approx(5.0)
