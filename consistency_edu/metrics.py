@@ -105,7 +105,7 @@ class EnergyTest(NamedTuple):
         """True if the distance is one that shuffled name tags produce as well."""
         return self.distance <= self.band
 
-
+# %% ../nbs/02_metrics.ipynb #ener0002
 def energy_test(
     a: Tensor,
     b: Tensor,

@@ -1,0 +1,535 @@
+"""Images from every kind of source come out alike, bad ones are refused, and a run can resume."""
+
+import io
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from consistency_edu import data
+from consistency_edu.data import (
+    ImageSet,
+    InputError,
+    choose_device,
+    image_batches,
+    load_digits,
+    load_images,
+    save_images,
+    shuffled_rows,
+    tensor_batches,
+    to_floats,
+    to_pixels,
+)
+
+COUNT = 24  # images, of two classes, every third of which is for testing
+
+
+def encoded(pixels, kind="PNG", **options):
+    """The bytes of an image file with `pixels`, `[H, W]` or `[H, W, 3]`."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (COUNT, 6, 6, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def files(pixels):
+    """SPLIT/CLASS/NN.png -> content; the class is ant for the first half, bee for the second."""
+    names = [
+        f"{'test' if k % 3 == 2 else 'train'}/{'ant' if k < COUNT // 2 else 'bee'}/{k:02d}.png"
+        for k in range(COUNT)
+    ]
+    return {name: encoded(row) for name, row in zip(names, pixels)}
+
+
+def write_folder(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def write_tar(path, files, mode="w"):
+    with tarfile.open(path, mode) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def parts(pixels, split):
+    """The images and labels of `split` that belong to `pixels`."""
+    keep = np.arange(COUNT) % 3 == 2
+    keep = keep if split == "test" else ~keep
+    labels = np.arange(COUNT) >= COUNT // 2
+    return torch.from_numpy(pixels[keep]).permute(0, 3, 1, 2), torch.from_numpy(labels[keep]).long()
+
+
+def test_pixels_and_floats_are_inverse_and_rounded():
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_pixels(to_floats(every)), every)
+    assert to_floats(every)[[0, 255]].tolist() == [-1, 1]
+    assert to_pixels(torch.tensor([-3.0, 3.0, 0.002, 0.005])).tolist() == [0, 255, 128, 128]
+    assert to_pixels(torch.tensor([0.0039])).tolist() == [128]  # 127.997: truncation gives 127
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("kind", ["folder", "tar", "tar.xz", "wrapped", "npz", "npy"])
+def test_every_source_gives_the_same_set(kind, split, tmp_path, pixels, files):
+    images, labels = parts(pixels, split)
+    if kind == "folder":
+        source = write_folder(tmp_path / "set", {**files, "README.md": b"", "train/.x.png": b""})
+    elif kind == "npz":
+        source = tmp_path / "set.npz"
+        both = {f"{s}_images": parts(pixels, s)[0].permute(0, 2, 3, 1) for s in ("train", "test")}
+        both |= {f"{s}_labels": parts(pixels, s)[1][:, None] for s in ("train", "test")}
+        np.savez(source, **both, classes=np.array(["ant", "bee"]))
+    elif kind == "npy":
+        for s in ("train", "test"):
+            source = save_images(ImageSet(*parts(pixels, s), ("ant", "bee")), tmp_path / "set", s)
+    else:
+        around = "photos-main/" if kind == "wrapped" else "./"
+        mode = "w:xz" if kind == "tar.xz" else "w"
+        members = {around + name: content for name, content in reversed(files.items())}
+        source = write_tar(tmp_path / "set.tar", members, mode)
+    found = load_images(source, split)
+    assert torch.equal(found.images, images) and torch.equal(found.labels, labels)
+    assert found.classes == ("ant", "bee") and found.images.dtype == torch.uint8
+
+
+def test_a_class_without_test_images_shifts_nothing(tmp_path, files):
+    fewer = {n: c for n, c in files.items() if not n.startswith("test/ant")}
+    found = load_images(write_folder(tmp_path, fewer), "test")
+    assert found.classes == ("ant", "bee") and set(found.labels.tolist()) == {1}
+
+
+def test_folders_of_classes_and_flat_ones(tmp_path, files):
+    content = list(files.values())
+    classes = {f"{'ba'[k % 2]}/{k}.png": content[k] for k in range(4)}
+    found = load_images(write_folder(tmp_path / "classes", classes))
+    assert found.classes == ("a", "b") and found.labels.tolist() == [0, 0, 1, 1]
+    flat = load_images(write_folder(tmp_path / "flat", {f"{k}.png": content[k] for k in range(4)}))
+    assert flat.labels is None and len(flat) == 4
+    with pytest.raises(InputError, match="no labels"):
+        image_batches(flat, 2, with_labels=True)
+
+
+def test_sizes_and_channels(tmp_path, pixels):
+    wide = np.zeros((8, 16, 3), np.uint8)
+    wide[:, 4:12] = 200  # the square in the middle
+    grey = np.full((8, 8), 7, np.uint8)
+    mixed = write_folder(tmp_path / "mixed", {"a.png": encoded(wide), "b.png": encoded(grey)})
+    with pytest.raises(InputError, match=r"'b.png' has 8 x 8 pixels .* 16 x 8.*size=8"):
+        load_images(mixed)
+    found = load_images(mixed, size=4).images
+    assert found.shape == (2, 3, 4, 4)
+    assert (found[0] > 180).all() and (found[1] == 7).all()
+    assert load_images(mixed, size=4, channels=1).images.shape == (2, 1, 4, 4)
+    grey_first = write_folder(
+        tmp_path / "grey", {"a.png": encoded(grey), "b.png": encoded(wide[:, :8])}
+    )
+    with pytest.raises(InputError, match="'b.png' has colour.*channels=3"):
+        load_images(grey_first)
+    assert load_images(grey_first, channels=3).images.shape == (2, 3, 8, 8)
+    with pytest.raises(InputError, match="size= and channels= are for image files"):
+        load_images("digits", size=4)
+    with pytest.raises(InputError, match="size >= 1"):
+        load_images("digits", size=0)
+
+
+def test_photographs_come_upright(tmp_path):
+    image = Image.fromarray(np.zeros((4, 8, 3), np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6  # the camera was turned by a quarter
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert load_images(tmp_path).images.shape == (1, 3, 8, 4)
+
+
+def test_deep_images_are_refused_not_clipped(tmp_path):
+    Image.fromarray(np.full((4, 4), 3000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(InputError, match="'deep.png' has more than 8 bits"):
+        load_images(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", None])
+def test_a_corrupt_image_is_named(content, tmp_path, files):
+    some = dict(list(files.items())[:5])
+    name = list(some)[3]
+    some[name] = some[name][:-30] if content is None else content
+    for source in (write_folder(tmp_path / "set", some), write_tar(tmp_path / "set.tar", some)):
+        with pytest.raises(InputError, match=f"cannot read image '{name}'.*remove") as caught:
+            load_images(source, name.split("/")[0])
+        assert str(caught.value).count("\n") == 0 and "BytesIO" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../out/0.png", "a/../../0.png", "/etc/0.png", "..\\x\\0.png"])
+def test_a_tar_that_climbs_is_refused_and_writes_nothing(name, tmp_path, files):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    path = write_tar(inside / "evil.tar", {**files, name: files["train/ant/00.png"]})
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="climbs out of its folder"):
+        load_images(path)
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
+def test_a_tar_with_links_is_refused(kind, tmp_path, files):
+    path = write_tar(tmp_path / "set.tar", files)
+    with tarfile.open(path, "a") as archive:
+        member = tarfile.TarInfo("train/ant/link.png")
+        member.type, member.linkname = kind, "train/ant/00.png"
+        archive.addfile(member)
+    with pytest.raises(InputError, match="link or a device.*dereference"):
+        load_images(path)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_a_truncated_tar_is_never_taken_for_a_small_one(mode, tmp_path, files):
+    whole = write_tar(tmp_path / "set.tar", files, mode).read_bytes()
+    end = len(whole) - (tarfile.RECORDSIZE if mode == "w" else 1)
+    cuts = [0, 1, 100, 511, 512, 513, *range(600, end, 397)]
+    for cut in [c for c in cuts if c < end]:
+        (tmp_path / "cut.tar").write_bytes(whole[:cut])
+        with pytest.raises(InputError, match="no whole tar archive"):
+            load_images(tmp_path / "cut.tar")
+
+
+def test_a_tar_with_a_broken_header_is_refused(tmp_path, files):
+    path = write_tar(tmp_path / "set.tar", files)
+    content = bytearray(path.read_bytes())
+    second = content.index(b"train/ant/01.png")
+    content[second] ^= 1  # its checksum no longer fits
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="no whole tar archive"):
+        load_images(path)
+
+
+def test_mixed_depths_and_deep_folders_are_refused(tmp_path, files):
+    content = files["train/ant/00.png"]
+    with pytest.raises(InputError, match="put all images into CLASS/ or SPLIT/CLASS/"):
+        load_images(write_folder(tmp_path / "a", {"ant/0.png": content, "1.png": content}))
+    deep = {"train/ant/x/0.png": content, "train/bee/y/1.png": content}
+    with pytest.raises(InputError, match="lies too deep"):
+        load_images(write_folder(tmp_path / "b", deep))
+
+
+def test_unknown_names_splits_and_empty_places(tmp_path, files):
+    with pytest.raises(InputError, match="no image set 'cifar': did you mean 'cifar10'"):
+        load_images("cifar")
+    with pytest.raises(InputError, match="no file or folder '.*missing.tar'"):
+        load_images(tmp_path / "missing.tar")
+    with pytest.raises(InputError, match="holds no images .*png"):
+        load_images(tmp_path)
+    folder = write_folder(tmp_path / "set", files)
+    with pytest.raises(InputError, match="called 'tset': did you mean 'test'.*test, train"):
+        load_images(folder, "tset")
+    with pytest.raises(InputError, match="called 'test': Choose one of train"):
+        load_images(folder / "train", "test")
+    with pytest.raises(InputError, match="no split 'val'"):
+        load_images("digits", "val")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(InputError, match="name a folder or .npz"):
+        load_images(tmp_path / "notes.txt")
+
+
+def test_labels_that_do_not_match(tmp_path, pixels):
+    path, right = tmp_path / "set.npz", np.arange(COUNT)
+    for labels, words in (
+        (right[1:], "labels of shape .23. for 24 images"),
+        (right - 1, "labels from -1 to 22"),
+        (right / 2, "float64 labels"),
+        (np.eye(COUNT, dtype=np.int64), "labels of shape"),
+    ):
+        np.savez(path, images=pixels, labels=labels)
+        with pytest.raises(InputError, match=words):
+            load_images(path)
+    for count in (2, 23):
+        np.savez(path, images=pixels, labels=right, classes=[f"{k}" for k in range(count)])
+        with pytest.raises(InputError, match=f"labels from 0 to 23 for {count} classes"):
+            load_images(path)
+
+
+def test_arrays_that_are_no_images(tmp_path, pixels):
+    path = tmp_path / "set.npz"
+    for images, words in (
+        (pixels / 255, "float64 images"),
+        (pixels[:0], "is empty"),
+        (pixels[..., :2], "one or three channels"),
+        (np.array([{}] * 3), "cannot read"),
+    ):
+        np.savez(path, images=images)
+        with pytest.raises(InputError, match=words):
+            load_images(path)
+    np.savez(path, pictures=pixels)
+    with pytest.raises(InputError, match="no array called train_images"):
+        load_images(path)
+    path.write_bytes(b"PK\x03\x04 broken")
+    with pytest.raises(InputError, match="cannot read"):
+        load_images(path)
+    np.savez(path, images=pixels[..., 0])
+    assert load_images(path).images.shape == (COUNT, 1, 6, 6)
+
+
+def test_a_truncated_npy_is_refused(tmp_path, pixels):
+    folder = save_images(ImageSet(*parts(pixels, "train"), ("ant", "bee")), tmp_path / "set")
+    file = folder / "train_images.npy"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(InputError, match="cannot read"):
+        load_images(folder)
+
+
+def test_pickles_are_never_loaded(tmp_path):
+    class Boom:
+        def __reduce__(self):
+            return os.abort, ()
+
+    (tmp_path / "set.npz").write_bytes(pickle.dumps(Boom()))
+    with pytest.raises(InputError, match="cannot read"):
+        load_images(tmp_path / "set.npz")
+
+
+def test_the_cache_is_used_once_and_follows_its_source(tmp_path, pixels, files, monkeypatch):
+    cache, path = tmp_path / "cache", write_tar(tmp_path / "set.tar", files)
+    first = load_images(path, cache=cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "_files_in_tar", None)  # would raise if it were called
+        again = load_images(path, cache=cache)
+        assert torch.equal(again.images, parts(pixels, "train")[0]) and again.classes
+        assert torch.equal(again.labels, first.labels)
+    assert load_images(path, "test", cache=cache).images.shape[0] == COUNT // 3
+    assert load_images(path, size=3, cache=cache).images.shape[-1] == 3
+    fewer = dict(list(files.items())[:-3])
+    os.utime(write_tar(path, fewer), ns=(1, 1))
+    assert len(load_images(path, cache=cache)) == len(first) - 2
+    assert len(list(cache.iterdir())) == 4  # and nothing half-written
+
+
+def test_a_failed_decoding_leaves_nothing_in_the_cache(tmp_path, files):
+    some = {**files, "train/bee/zz.png": b"broken"}
+    with pytest.raises(InputError, match="zz.png"):
+        load_images(write_tar(tmp_path / "set.tar", some), cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_arrays_in_a_folder_are_mapped_not_read(tmp_path):
+    shape = (200_000, 3, 64, 64)  # 2.5 GB, a hole in the file
+    np.lib.format.open_memmap(tmp_path / "train_images.npy", "w+", np.uint8, shape).flush()
+    x, _ = next(image_batches(load_images(tmp_path), 8))
+    assert x.shape == (8, 3, 64, 64) and (x == -1).all()
+
+
+def test_processes_decode_what_threads_decode(tmp_path, pixels, files, monkeypatch):
+    monkeypatch.setattr(
+        data,
+        "_workers",
+        lambda n: data.ProcessPoolExecutor(2, data.multiprocessing.get_context("fork")),
+    )
+    found = load_images(write_tar(tmp_path / "set.tar", files))
+    assert torch.equal(found.images, parts(pixels, "train")[0])
+    with pytest.raises(InputError, match="cannot read image 'b.png'"):
+        broken = {"a.png": files["train/ant/00.png"], "b.png": b""}
+        load_images(write_tar(tmp_path / "bad.tar", broken))
+
+
+def test_cifar10_comes_through_torchvision(tmp_path, pixels, monkeypatch):
+    class Fake:
+        def __init__(self, root, train, download):
+            if "broken" in root:
+                raise RuntimeError("Dataset not found or corrupted.")
+            self.data, self.classes = pixels, ["ant", "bee"]
+            self.targets = [int(train)] * COUNT
+
+    fakes = types.ModuleType("torchvision"), types.ModuleType("torchvision.datasets")
+    fakes[1].CIFAR10 = Fake  # the real one takes seconds to import
+    for fake in fakes:
+        monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    found = load_images("cifar10", cache=tmp_path)
+    assert found.images.shape == (COUNT, 3, 6, 6) and found.labels.tolist() == [1] * COUNT
+    assert torch.equal(found.images[:, 2], torch.from_numpy(pixels[..., 2]))
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    assert load_images(tmp_path, "test").labels.tolist() == [0] * COUNT
+    with pytest.raises(InputError, match="not whole in .*cifar-10-python.tar.gz"):
+        load_images("cifar10", cache=tmp_path / "broken")
+    with pytest.raises(InputError, match="no split 'val'"):
+        load_images("cifar10", "val", cache=tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_digits_in_bytes_are_the_digits(split):
+    images, labels = load_digits(split)
+    found = load_images("digits", split)
+    assert torch.equal(found.labels, labels) and len(found.classes) == 10
+    assert (to_floats(found.images) - images).abs().max() <= 0.5 / 127.5 + 1e-6
+    x, y = next(tensor_batches(images, labels, 4, with_labels=True))
+    assert x.shape == (4, 1, 8, 8) and y.shape == (4,)
+
+
+def test_devices_that_are_not_there(monkeypatch):
+    with pytest.raises(InputError, match="no device 'gpu'"):
+        choose_device("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="sees no GPU: choose 'cpu'"):
+        load_images("digits", device="cuda")
+    with pytest.raises(InputError, match="sees no GPU"):
+        image_batches(load_images("digits"), 4, device="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="no GPU 'cuda:2': the last one is cuda:1"):
+        choose_device("cuda:2")
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+
+
+def test_a_set_too_big_for_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    images = torch.zeros(501, dtype=torch.uint8)
+    with pytest.raises(InputError, match="device='cpu'.*image_batches"):
+        data._check_room(images, torch.device("cuda"))
+    data._check_room(images[:500], torch.device("cuda"))
+    data._check_room(images, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("count", "batch"), [(7, 3), (4, 9), (5, 5), (1, 2)])
+def test_every_epoch_is_a_permutation(count, batch):
+    steps = 6 * count
+    pieces = [shuffled_rows(count, 3, k * batch, (k + 1) * batch) for k in range(steps)]
+    index, coins = (torch.cat(v) for v in zip(*pieces))
+    epochs = index.split(count)
+    assert all(sorted(e.tolist()) == list(range(count)) for e in epochs if len(e) == count)
+    whole, tosses = shuffled_rows(count, 3, 0, steps * batch)
+    assert torch.equal(index, whole) and torch.equal(coins, tosses)
+    assert count < 4 or not torch.equal(epochs[0], epochs[1])
+
+
+@pytest.fixture
+def numbered():
+    """100 images of 2 x 3 pixels: the number on the left, 200 and 201 to its right; its label."""
+    number = torch.arange(100, dtype=torch.uint8)
+    row = torch.stack([number, number.new_full((100,), 200), number.new_full((100,), 201)], 1)
+    classes = tuple(map(str, range(100)))
+    return ImageSet(row[:, None, None].repeat(1, 1, 2, 1), number.long(), classes)
+
+
+def test_batches_keep_labels_and_mirror_half(numbered, generator):
+    batches = image_batches(numbered, 40, with_labels=True, flip=True, generator=generator)
+    mirrored = 0
+    for x, labels in [next(batches) for _ in range(25)]:
+        assert x.dtype == torch.float32 and x.abs().max() <= 1
+        pixels = to_pixels(x)
+        is_mirrored = pixels[:, 0, 0, 1] != 200
+        is_mirrored |= pixels[:, 0, 0, 0] == 201
+        left = torch.where(is_mirrored, pixels[:, 0, 1, 2], pixels[:, 0, 1, 0])
+        assert torch.equal(left.long(), labels)
+        mirrored += int(is_mirrored.sum())
+    assert 430 < mirrored < 570
+    x, labels = next(image_batches(numbered, 40, generator=generator))
+    assert labels is None and (to_pixels(x)[:, 0, 0, 2] == 201).all()
+
+
+def test_the_generator_steers_the_order(numbered):
+    def batch(seed):
+        made = image_batches(numbered, 50, generator=torch.Generator().manual_seed(seed))
+        return next(made)[0]
+
+    assert torch.equal(batch(0), batch(0)) and not torch.equal(batch(0), batch(1))
+    torch.manual_seed(5)
+    first = next(image_batches(numbered, 50))[0]
+    assert not torch.equal(next(image_batches(numbered, 50))[0], first)
+    torch.manual_seed(5)
+    assert torch.equal(next(image_batches(numbered, 50))[0], first)
+
+
+def other_device(batches):
+    """Make `batches` believe that its set lives elsewhere, so that it reads ahead."""
+    batches.fetch.device = torch.device("cpu", 0)
+    return batches
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_batches_resume(numbered, ahead, generator):
+    batches = image_batches(numbered, 30, with_labels=True, flip=True, generator=generator)
+    batches = other_device(batches) if ahead else batches
+    reference = image_batches(numbered, 30, with_labels=True, flip=True)
+    reference.load_state_dict(batches.state_dict())
+    states, seen = [], []
+    for _ in range(9):
+        states.append(batches.state_dict())
+        seen.append(next(batches))
+        expected = next(reference)
+        assert torch.equal(seen[-1][0], expected[0]) and torch.equal(seen[-1][1], expected[1])
+    for start in (5, 0, 8):
+        batches.load_state_dict(states[start])
+        for x, labels in seen[start:]:
+            y, same = next(batches)
+            assert torch.equal(x, y) and torch.equal(labels, same)
+    with pytest.raises(InputError, match="the run had 100 images, now there are 4"):
+        image_batches(ImageSet(numbered.images[:4]), 2).load_state_dict(states[0])
+
+
+def test_workers_share_a_batch(numbered):
+    def batches(part):
+        made = torch.Generator().manual_seed(0)
+        return image_batches(numbered, 24, with_labels=True, flip=True, part=part, generator=made)
+
+    whole, workers = batches((0, 1)), [batches((rank, 3)) for rank in range(3)]
+    for _ in range(6):
+        x, labels = next(whole)
+        pieces = [next(worker) for worker in workers]
+        assert all(len(piece) == 8 for piece, _ in pieces)
+        assert torch.equal(torch.cat([p for p, _ in pieces]), x)
+        assert torch.equal(torch.cat([p for _, p in pieces]), labels)
+    assert whole.state_dict() == workers[2].state_dict()
+    for part in ((2, 2), (-1, 2), (0, 5)):
+        with pytest.raises(InputError, match="equal parts"):
+            batches(part)
+
+
+def test_bad_batches(numbered):
+    with pytest.raises(InputError, match="at least 1"):
+        image_batches(numbered, 0)
+
+
+def test_the_state_survives_a_file(numbered, tmp_path):
+    batches = image_batches(numbered, 30)
+    next(batches)
+    torch.save(batches.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state == batches.state_dict() and state["position"] == 30
+
+
+@pytest.mark.slow
+def test_the_order_is_the_same_in_a_fresh_process(numbered):
+    program = "from consistency_edu.data import *; print(shuffled_rows(1000, 7, 990, 1010))"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert found.stdout.strip() == str(shuffled_rows(1000, 7, 990, 1010))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_batches_are_the_same(numbered):
+    def batches(images, device=None):
+        made = torch.Generator().manual_seed(0)
+        options = dict(with_labels=True, flip=True, device=device, generator=made)
+        return image_batches(images, 30, **options)
+
+    here, there, ahead = (
+        batches(numbered),
+        batches(numbered.to("cuda")),
+        batches(numbered, "cuda"),
+    )
+    for _ in range(20):
+        x, labels = next(here)
+        for y, same in (next(there), next(ahead)):
+            assert y.is_cuda and same.is_cuda
+            assert torch.equal(to_pixels(y).cpu(), to_pixels(x)) and torch.equal(same.cpu(), labels)
