@@ -227,6 +227,26 @@ def test_no_gradient_through_the_goal_or_into_the_teacher(generator):
     assert all(p.grad.isfinite().all() and p.grad.norm() > 0 for p in model.parameters())
 
 
+def test_labels_reach_student_target_and_teacher():
+    """Each of the three answers of a loss, and of its boundary, depends on the label."""
+    model, x = learner(num_classes=2), torch.full((40, 2), math.nan)
+    noise, low, high = torch.ones(40, 2), torch.full((40,), 0.5), torch.full((40,), 1.0)
+    first, second = torch.zeros(40).long(), torch.ones(40).long()
+    blind = Boot(model, lambda x, sigma, labels: 0 * x, GRID)
+    seeing = Boot(model, lambda x, sigma, labels: x + labels[:, None], GRID)
+    assert not torch.equal(model(noise, low, first), model(noise, low, second))
+    assert not torch.equal(
+        blind.goal(noise, low, high, first), blind.goal(noise, low, high, second)
+    )
+    gap = seeing.goal(noise, low, high, second) - blind.goal(noise, low, high, second)
+    assert not torch.allclose(gap, seeing.goal(noise, low, high, first) - blind.goal(
+        noise, low, high, first), atol=1e-3)  # fmt: skip
+    for objective in (blind, seeing):
+        assert not torch.equal(objective.boundary(noise, first), objective.boundary(noise, second))
+    losses = [blind(x, k, generator=torch.Generator().manual_seed(0)) for k in (first, second)]
+    assert not torch.equal(*losses)
+
+
 def test_choices_reach_the_loss(generator):
     x, loss = torch.full((64, 2), math.nan), {}
     choices = {
