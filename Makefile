@@ -30,17 +30,17 @@ $(DEV_STAMP): settings.ini setup.py pyproject.toml | $(VENV)/bin/python
 
 install: $(DEV_STAMP)  ## make .venv with the package and the course's tools
 
-toy: $(USER_STAMP)  ## train all methods on two moons and draw them (70 s after the install)
+toy: $(USER_STAMP)  ## train all methods on two moons and draw them (minutes; 4.4 on 2 slow cores)
 	$(BIN)/consistency-edu toy $(ARGS)
 
 lab: $(DEV_STAMP)  ## open the course in JupyterLab
 	$(BIN)/jupyter lab nbs/index.ipynb
 
-test: $(DEV_STAMP) check docs  ## everything CI checks: export, notebooks, site, tests (under 10 minutes)
+test: $(DEV_STAMP) check docs  ## everything CI checks: export, notebooks, site, tests (long)
 	$(QUIET) $(BIN)/nbdev_test --n_workers 2 --do_print --timing
 	$(QUIET) $(BIN)/python -m pytest -q tests -m slow
 
-check: $(DEV_STAMP)  ## the part of the tests that takes under 90 s
+check: $(DEV_STAMP)  ## the part of the tests that takes about 2 minutes
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
 	$(QUIET) $(BIN)/python -m pytest -q tests -m "not slow"
