@@ -57,7 +57,7 @@ from .training import Fitted, fit
 class ToyConfig:
     """All methods on one toy set: a table (results/), a figure and a GIF (images/) under `out`.
 
-    Costs about 110 s on 2 CPU cores with the defaults.
+    Took 264 s with the defaults on two slow CPU cores.
     """
 
     dataset: str = "moons"

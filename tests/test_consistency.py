@@ -338,24 +338,20 @@ def test_sweeps_have_settings_with_equal_keys():
 
 
 @pytest.mark.slow
-def test_the_boundary_condition_keeps_what_a_bare_network_forgets(generator):
-    moons, grid = toy("moons"), GRID.float()
-    tracks = solved_paths(moons, grid, 2048, generator)
-    kept = {}
+@pytest.mark.parametrize("seed", range(3))
+def test_the_boundary_condition_keeps_what_a_bare_network_forgets(seed):
+    """Pseudo-Huber over the gap collapses a bare network under Adam; squared l2 only wanders."""
+    moons, grid, kept = toy("moons"), GRID.float(), {}
+    distance, weight = LOSSES["pseudo-Huber"]
     for kind in ("bare", "skip"):
-        torch.manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
+        tracks = solved_paths(moons, grid, 2048, generator)
         model = make_student(kind, truth=tracks, sigmas=grid, steps=700, generator=generator)
-        objective = PathConsistency(model, grid, distance=SQUARED)
+        objective = PathConsistency(model, grid, distance=distance, weight=weight)
         batches = consistency.tensor_batches(tracks, None, 256, generator=generator)
-        run = consistency.train(
-            objective,
-            batches,
-            steps=300,
-            lr=1e-3,
-            rate=consistency.constant_rate,
-            generator=generator,
-        )
-        for _ in run:
+        options = dict(steps=300, lr=1e-3, rate=consistency.constant_rate, generator=generator)
+        for _ in consistency.train(objective, batches, **options):
             pass
         kept[kind] = spread_and_offset(consistency.answers_at_top(model, tracks))[0]
-    assert kept["bare"] < 0.3 and kept["skip"] > 0.4
+    assert kept["bare"] < 0.2 and kept["skip"] > 0.4
