@@ -67,7 +67,7 @@ class ToyConfig:
     out: Path = Path(".")
     """the folder in which images/ and results/ are written"""
     steps: int = 4000
-    """training steps of each method"""
+    """training steps of each method, shared by PD's rounds and by guided teacher and student"""
     samples: int = 4000
     """samples that are compared with as many fresh points"""
 
