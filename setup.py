@@ -15,6 +15,7 @@ def words(key: str) -> list[str]:
     return cfg.get(key, "").split()
 
 
+EXTRAS = ("dev", "diffusers", "efficientnet", "tensorboard")
 minor = int(cfg["min_python"].split(".")[1])
 
 setup(
@@ -29,7 +30,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
     install_requires=words("requirements"),
-    extras_require={"dev": words("dev_requirements")},
+    extras_require={name: words(f"{name}_requirements") for name in EXTRAS},
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     entry_points={
