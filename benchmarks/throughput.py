@@ -13,6 +13,7 @@ import argparse
 import gc
 import json
 import os
+import threading
 import time
 import traceback
 import warnings
@@ -64,6 +65,7 @@ class Bench:
         self.precision = torch.bfloat16 if self.is_gpu else None  # most CPUs are slow with it
         self.rows, self.peak, self.cpu, self.clock = [], float("nan"), 0.0, {}
         self.card = torch.cuda.get_device_name() if self.is_gpu else "cpu"
+        clock_and_power(self)  # the first call is slow
 
     @property
     def left(self) -> float:
@@ -95,12 +97,15 @@ class Bench:
             step()
         guess = (self.wait() - start) / 2
         count = max(2, round((0.1 if self.args.tiny else least) / guess))
+        look = threading.Timer(0.6 * least, lambda: self.clock.update(clock_and_power(self)))
+        look.start()
         start, busy = self.wait(), time.process_time()
         for _ in range(count):
             step()
         self.cpu = (time.process_time() - busy) / count
-        self.clock = clock_and_power(self)
-        return (self.wait() - start) / count
+        took = self.wait() - start
+        look.cancel()
+        return took / count
 
 
 def clock_and_power(bench: Bench) -> dict:
@@ -387,7 +392,10 @@ def run_ddp(bench: Bench) -> None:
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    dist.init_process_group("nccl" if bench.is_gpu else "gloo")
+    if bench.is_gpu:
+        dist.init_process_group("nccl", device_id=torch.device("cuda", 0))
+    else:
+        dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     torch._dynamo.config.optimize_ddp = False  # a step's gradients travel in 1 ms: do not cut it up
     torch.manual_seed(0)
