@@ -145,8 +145,7 @@ def answered() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1][-160:]
-        raise WorkerLost(f"another worker of this run was lost ({reason}).") from None
+        raise WorkerLost("another worker of this run was lost: it died, or went away.") from error
 
 
 class Workers:
@@ -199,7 +198,8 @@ class Workers:
         """Return the states of all workers' random numbers (randomness_of), in their order."""
         mine = randomness_of(generator)
         rows = {name: self.gather(state[None]) for name, state in mine.items()}
-        return [{name: states[rank] for name, states in rows.items()} for rank in range(self.count)]
+        counts = range(self.count)
+        return [{name: states[k].clone() for name, states in rows.items()} for k in counts]
 
     @torch.no_grad()
     def average_gradients(self, module: nn.Module) -> None:
