@@ -307,10 +307,10 @@ def speed_up(
     try:
         try_out(objective, batch)
     except Exception as error:
-        if not parts:
-            raise
         for part in parts:
             part._compiled_call_impl = None
+        if not parts or isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
         reason = " ".join(str(error).split("\n")[:2]) or type(error).__name__
         story = f"torch.compile failed, so training goes on without it: {reason}"
         warnings.warn(story, stacklevel=2)
