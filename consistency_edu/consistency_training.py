@@ -126,12 +126,17 @@ class ConsistencyTraining(nn.Module):
             self._grid = karras_sigmas(self.points, self.online.sigma_min, self.online.sigma_max)
         return self._grid
 
+    def levels(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Draw an interval of the grid for each row of `x`; return its ends, cleaner first."""
+        self._grid = self.sigmas.to(x.device)  # moved when N changes, not at every step
+        low, self.last_sigma = draw_interval(self._grid, x, generator)
+        return low, self.last_sigma
+
     def forward(
         self, x: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Return the loss `[B]` for clean `x` `[B, ...]`."""
-        low, high = draw_interval(self.sigmas, x, generator)
-        self.last_sigma = high
+        low, high = self.levels(x, generator)
         noise = draw_normal(x, generator)
         goal = self.target(x + per_sample(low, x) * noise, low, labels)
         answer = self.online(x + per_sample(high, x) * noise, high, labels)
@@ -158,8 +163,7 @@ class FreshNoiseTraining(ConsistencyTraining):
         self, x: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Return the loss `[B]` for clean `x` `[B, ...]`; it is no use to train with."""
-        low, high = draw_interval(self.sigmas, x, generator)
-        self.last_sigma = high
+        low, high = self.levels(x, generator)
         goal = self.target(x + per_sample(low, x) * draw_normal(x, generator), low, labels)
         guess = self.online(x + per_sample(high, x) * draw_normal(x, generator), high, labels)
         return self.weight(low, high) * self.distance(guess, goal)
@@ -443,8 +447,7 @@ class AveragedTraining(ConsistencyTraining):
         self, x: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Return the loss `[B]` for clean `x` `[B, D]`."""
-        low, high = draw_interval(self.sigmas, x, generator)
-        self.last_sigma = high
+        low, high = self.levels(x, generator)
         noisy = x + per_sample(high, x) * draw_normal(x, generator)
         many, level, lower = (v.repeat_interleave(self.draws, 0) for v in (noisy, high, low))
         clean = draw_clean(self.denoiser, many, level, generator)
