@@ -62,7 +62,7 @@ from consistency_edu.long_runs import (
     Workers,
     join,
 )
-from .progressive import make_pairs
+from .progressive import Pairs, make_pairs
 from consistency_edu.training import (
     Checkpoint,
     TrainingDiverged,
@@ -446,8 +446,8 @@ def fill_pairs(
     grid, solver = objective.sigmas, objective.solver
     objective.pairs = make_pairs(objective.teacher, noise, grid, solver=solver, labels=labels)
     if workers:
-        objective.pairs = tuple(
-            None if part is None else workers.gather(part).to(device) for part in objective.pairs
+        objective.pairs = Pairs(
+            *(part if part is None else workers.gather(part).to(device) for part in objective.pairs)
         )
 
 # %% ../nbs/18_image_runs.ipynb #ru000018
