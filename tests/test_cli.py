@@ -15,7 +15,16 @@ from conftest import COMMAND, quiet_environment, run_cli
 from PIL import Image
 
 from consistency_edu import cli, image_runs
-from consistency_edu.cli import COMMANDS, levels_of, main, parse, split_changes
+from consistency_edu.boot import spherical_mix
+from consistency_edu.cli import (
+    COMMANDS,
+    labels_for,
+    levels_of,
+    main,
+    noise_for,
+    parse,
+    split_changes,
+)
 from consistency_edu.image_methods import override
 from consistency_edu.image_recipes import RECIPES
 from consistency_edu.image_runs import load_run, train_recipe
@@ -251,6 +260,23 @@ def test_seeds_and_rows_of_samples(runs, tmp_path):
     mixed = draw("--nrow", 2, "--ncol", 3, "--interpolate")
     side = mixed.shape[0] // 2
     assert not np.array_equal(mixed[:side, :side], mixed[:side, 2 * side :])
+
+
+def test_classes_and_noises_of_a_grid(runs):
+    run, dice = load_run(runs / "teacher-labels"), torch.Generator().manual_seed(0)
+    words = ["sample", str(runs), "--nrow", "2", "--ncol", "3", "--labels", "3", "7"]
+    assert labels_for(run, parse(words), 6).tolist() == [3, 7, 3, 7, 3, 7]
+    config = parse([*words, "--interpolate"])
+    assert labels_for(run, config, 6).tolist() == [3, 3, 3, 7, 7, 7]
+    assert labels_for(load_run(runs / "cd"), parse(words[:-3]), 6) is None
+    noise = noise_for(run, config, dice).unflatten(0, (2, 3))
+    assert torch.allclose(noise[:, 1], spherical_mix(noise[:, 0], noise[:, 2], 0.5), atol=1e-5)
+    assert abs(noise.std() - 1) < 0.1
+
+
+def test_sigterm_before_a_run_has_begun(monkeypatch):
+    monkeypatch.setattr(cli, "train_recipe", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    assert command(*training())[0] == 143
 
 
 def test_own_options_are_not_changes():
