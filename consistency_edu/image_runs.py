@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RATES', 'write_file', 'write_text', 'write_json', 'check_writable', 'Pace', 'Run', 'load_run', 'read_json',
            'check_info', 'read_weights', 'image_grid', 'show_images', 'save_grid', 'Workshop', 'blank_batches',
-           'batches_of', 'open_workshop', 'device_of', 'prepare', 'check_data', 'fill_pairs', 'Board', 'Recorder',
-           'read_metrics', 'cut_metrics', 'train_recipe', 'check_same', 'take_up', 'sentences_for', 'run_loop', 'agree',
-           'progress_bar', 'show_progress', 'finish', 'device_name', 'card']
+           'batches_of', 'open_workshop', 'device_of', 'prepare', 'check_data', 'fill_pairs', 'load_in_turn', 'Board',
+           'Recorder', 'read_metrics', 'cut_metrics', 'train_recipe', 'check_same', 'take_up', 'sentences_for',
+           'run_loop', 'agree', 'progress_bar', 'show_progress', 'finish', 'device_name', 'card']
 
 # %% ../nbs/18_image_runs.ipynb #ru000004
 import contextlib
@@ -362,7 +362,7 @@ def open_workshop(
         master = load_run(teacher, str(device))
     if workers.rank == 0:
         check_writable(folder)
-    images = load_images(recipe.data, size=recipe.size or None)
+    images = load_in_turn(recipe, workers)
     check_data(recipe, images, master)
     torch.manual_seed(seed)
     generator = SharedGenerator(device, workers.part).manual_seed(seed)
@@ -384,7 +384,7 @@ def open_workshop(
 
 def device_of(recipe: Recipe, workers: Workers) -> torch.device:
     """Return the device of this one of the `workers`."""
-    if workers and recipe.device == "cuda":
+    if workers and recipe.device.startswith("cuda"):
         return torch.device("cuda", torch.cuda.current_device())
     return choose_device(recipe.device)
 
@@ -449,6 +449,16 @@ def fill_pairs(
         objective.pairs = Pairs(
             *(part if part is None else workers.gather(part).to(device) for part in objective.pairs)
         )
+
+
+def load_in_turn(recipe: Recipe, workers: Workers) -> ImageSet:
+    """Load the images of `recipe`, the first worker first: it may have to fetch them."""
+    if workers and workers.rank:
+        workers.most([0])  # comes back when the first one says so
+    images = load_images(recipe.data, size=recipe.size or None)
+    if workers and not workers.rank:
+        workers.most([0])
+    return images
 
 # %% ../nbs/18_image_runs.ipynb #ru000018
 class Board:
