@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import importlib
 import io
+import math
 import operator
 import os
 import pkgutil
@@ -174,6 +175,8 @@ def check_sample(config: SampleConfig) -> None:
         raise InputError("steps must lie between 1 and 10,000, and the seed within 64 bits.")
     if config.sigmas and config.steps not in (0, len(config.sigmas)):
         raise InputError(f"{len(config.sigmas)} sigmas for {config.steps} steps: give one of both.")
+    if not all(math.isfinite(sigma) and sigma >= 0 for sigma in config.sigmas):
+        raise InputError("sigmas must be numbers from 0: give finite noise levels.")
     if config.path and config.interpolate:
         raise InputError("a row shows a path or an interpolation: leave one of both off.")
     if config.out.suffix.lower() != ".png":

@@ -313,7 +313,7 @@ def test_ctrl_c_and_sigterm_have_their_own_exit_status(number, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(image_runs, "Recorder", Interrupted)
         status, said = command(*training("--out", tmp_path / "run"))
-    assert status == 128 + number and "step_000000013': go on with --resume" in said, said
+    assert status == 128 + number and "step_000000014': go on with --resume" in said, said
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     status, said = command(*training("--out", tmp_path / "run", "--resume"))
     assert status == 0 and "card.md" in said

@@ -63,6 +63,7 @@ def quiet_main(args):
 
 
 def start(folder, steps):
+    """Begin or resume a run in a child, which finds imported what this process has imported."""
     args = ["train", "digits-ct", "--batch", "8", "--steps", str(steps), "--out", str(folder)]
     args += ["--save-every", "5", "--resume", *(["--tensorboard"] if HAS_BOARD else [])]
     process = FORK.Process(target=quiet_main, args=(args,))
@@ -84,6 +85,7 @@ def wait_for_steps(process, folder):
 @pytest.mark.slow
 def test_killed_at_random_instants_it_ends_bit_for_bit_where_it_would_have(tmp_path):
     dice, steps = random.Random(KILLS), 60 * KILLS
+    train_recipe(override(SMALL, {"steps": "2"}), tmp_path / "warm", tensorboard=HAS_BOARD)
     process = start(tmp_path / "whole", steps)
     began = wait_for_steps(process, tmp_path / "whole")
     process.join()

@@ -16,7 +16,6 @@ import zipfile
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from consistency_edu import data
@@ -28,6 +27,7 @@ from consistency_edu.long_runs import Shelf
 from consistency_edu.training import checksum
 
 SEEN = {"command lines": 0, "fields": 0, "archives": 0, "checkpoints": 0, "runs": 0}
+FOUND = []
 
 
 class Bomb:
@@ -55,17 +55,29 @@ def command(*args):
 
 
 def is_refused(kind, *args, cwd, outs=(), may_work=False):
-    """See that `args` end in one sentence and leave no file but below `outs`."""
-    before = listing(cwd, outs)
-    status, said = command(*args)
+    """See that `args` end in one sentence (or work) and leave no file but below `outs`."""
+    before = listing(cwd.parents[1], outs)
     SEEN[kind] += 1
-    assert "Traceback" not in said, (args, said)
-    assert status == 2 or (may_work and status == 0), (args, status, said)
-    assert listing(cwd, outs) == before, args
-    assert not (cwd / "bomb").exists(), args
-    if status == 2:
-        lines = [line for line in said.splitlines() if line.startswith("consistency-edu: ")]
-        assert lines or "usage" in said or "Parsing error" in said or "rror" in said, (args, said)
+    try:
+        status, said = command(*args)
+    except Exception as error:
+        FOUND.append((args, repr(error)[:200]))
+        return
+    words = [str(word)[:60] for word in args]
+    if "Traceback" in said or not (status == 2 or (may_work and status == 0)):
+        FOUND.append((words, status, said[-300:]))
+    if status == 2 and not said.strip():
+        FOUND.append((words, "says nothing"))
+    if listing(cwd.parents[1], outs) != before or (cwd / "bomb").exists():
+        FOUND.append((words, "wrote a file"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_found():
+    """Tell all that a test found at its end."""
+    FOUND.clear()
+    yield
+    assert not FOUND, "\n".join(map(str, FOUND))
 
 
 @pytest.fixture
@@ -207,7 +219,9 @@ def test_archives_that_mean_harm(cwd):
     for path in paths:
         args = ["train", "digits-teacher", "--steps=1", "--batch=2", f"--data={path}", "--out=run"]
         shutil.rmtree(cwd / "run", ignore_errors=True)
-        is_refused("archives", *args, cwd=cwd, outs=[cwd / "run", cwd / "downloads"])
+        outs = [cwd / "run", cwd / "downloads"]
+        # a backslash is a letter of a name here, and nothing is unpacked
+        is_refused("archives", *args, cwd=cwd, outs=outs, may_work=path.name.startswith("3-"))
 
 
 # ------------------------------------------------------------------ checkpoints and runs
@@ -253,17 +267,19 @@ def test_runs_of_strangers(cwd, runs):
     dice, info = random.Random(4), json.loads((runs / "teacher" / "run.json").read_text())
     harms = [{"shape": value} for value in ([], [1, 8], "abc", [1, -8, 8], [10**9] * 3, None)]
     harms += [{"classes": value} for value in (-1, 10**12, "ten", None, 1.5)]
-    harms += [{"recipe": value} for value in ({}, [], "x", None, {"name": 3}, {"name": "x" * 9})]
+    harms += [{"recipe": value} for value in ({}, [], "x", None, {"name": 3})]
     for field, value in (("method", "exec"), ("network", "../../x"), ("points", 1), ("steps", "x")):
         harms.append({"recipe": info["recipe"] | {field: value}})
-    harms += [{"sha256": value} for value in ({"model": "0" * 64}, [], "x", {"model": 3})]
+    harms += [{"sha256": value} for value in ({"model": "0" * 64}, "x", {"model": 3})]
+    fine = [{"recipe": {"name": "x" * 9}}, {"sha256": []}]  # all defaults; no sum to hold against
     texts = [json.dumps(info | harm) for harm in harms]
     texts += ["", "{", "[]", "null", "[" * 100_000, "\x00", '{"recipe": NaN}', "é" * 10]
-    for text in texts:
+    for text in [*texts, *(json.dumps(info | harm) for harm in fine)]:
         shutil.rmtree(cwd / "run", ignore_errors=True)
         shutil.copytree(runs / "teacher", cwd / "run")
         (cwd / "run" / "run.json").write_text(text, encoding="latin-1")
-        is_refused("runs", "sample", "run", "--nrow=2", "--ncol=2", cwd=cwd)
+        args = ["sample", "run", "--nrow=2", "--ncol=2", "--out=out/grid.png"]
+        is_refused("runs", *args, cwd=cwd, outs=[cwd / "out"], may_work=text not in texts)
     shutil.copy(runs / "teacher" / "run.json", cwd / "run" / "run.json")
     content = (runs / "teacher" / "model.safetensors").read_bytes()
     for number in range(25):
@@ -290,4 +306,4 @@ def test_samples_that_cannot_be(cwd, runs):
 def test_that_there_were_enough():
     """Counted after all others in this file; alone it has nothing to count."""
     print("\n", SEEN, "in all", sum(SEEN.values()))
-    assert torch.tensor(list(SEEN.values())).sum() >= 200 or not all(SEEN.values())
+    assert sum(SEEN.values()) >= 200 or not all(SEEN.values())
