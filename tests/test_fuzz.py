@@ -63,7 +63,7 @@ def is_refused(kind, *args, cwd, outs=(), may_work=False):
     except Exception as error:
         FOUND.append((args, repr(error)[:200]))
         return
-    words = [str(word)[:60] for word in args]
+    words = [str(word)[-60:] for word in args]
     if "Traceback" in said or not (status == 2 or (may_work and status == 0)):
         FOUND.append((words, status, said[-300:]))
     if status == 2 and not said.strip():

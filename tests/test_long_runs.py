@@ -83,7 +83,7 @@ def test_when_one_is_due(tmp_path):
     often = Shelf(tmp_path, every=4)
     assert [step for step in range(1, 13) if often.is_due(step)] == [4, 8, 12]
     shelf, now = Shelf(tmp_path), time.perf_counter()
-    for cost, ago, is_due in ((0.1, 59, False), (0.1, 61, True), (2, 290, False), (2, 310, True)):
+    for cost, ago, is_due in ((0.1, 59, False), (0.1, 61, True), (2, 490, False), (2, 510, True)):
         shelf.cost, shelf.last = cost, now - ago
         assert shelf.is_due(1) == is_due
     for options in ({"keep": 0}, {"every": -1}):
