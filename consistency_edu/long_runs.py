@@ -55,7 +55,7 @@ class Shelf:
         """Say whether it is time, after `step`, to write the next one."""
         if self.every:
             return step % self.every == 0
-        return time.perf_counter() - self.last > max(60.0, 150 * self.cost)
+        return time.perf_counter() - self.last > max(60.0, 250 * self.cost)
 
     def save(self, state: TrainState, **more) -> Path:
         """Write a checkpoint of `state` (`more` as in pack), drop the oldest; return its path."""
