@@ -135,6 +135,9 @@ def test_the_norm_keeps_the_dtype_and_its_statistics_wide(device):
     rounded = norm(x.bfloat16(), torch.ones(4, 8, device=device))
     assert rounded.dtype == torch.bfloat16
     assert norm.scale_and_shift(x.bfloat16())[0].dtype == torch.float32
+    wide = norm.scale_and_shift(x.bfloat16().float())
+    for ours, theirs in zip(norm.scale_and_shift(x.bfloat16()), wide):
+        assert torch.allclose(ours, theirs, rtol=1e-5)
     exact = norm(x.bfloat16().float(), torch.ones(4, 8, device=device))
     assert (rounded.float() - exact).abs().max() < 0.05
 
