@@ -63,7 +63,7 @@ class Bench:
         self.size = 8 if args.tiny else 32
         self.is_gpu = self.device.type == "cuda"
         self.precision = torch.bfloat16 if self.is_gpu else None  # most CPUs are slow with it
-        self.rows, self.peak, self.cpu, self.clock = [], float("nan"), 0.0, {}
+        self.rows, self.peak, self.clock = [], float("nan"), {}
         self.card = torch.cuda.get_device_name() if self.is_gpu else "cpu"
         clock_and_power(self)  # the first call is slow
 
@@ -88,7 +88,7 @@ class Bench:
     def seconds(self, step: Callable, least: float = 2.0, warm: int = 3) -> float:
         """Return the time of one `step`, over at least `least` seconds, without a wait in between.
 
-        `cpu` is then the time that all threads of the CPU spent on one, `clock` the card's clock.
+        `clock` is then the card's clock in the midst of it.
         """
         for _ in range(warm):
             step()
@@ -99,10 +99,9 @@ class Bench:
         count = max(2, round((0.1 if self.args.tiny else least) / guess))
         look = threading.Timer(0.6 * least, lambda: self.clock.update(clock_and_power(self)))
         look.start()
-        start, busy = self.wait(), time.process_time()
+        start = self.wait()
         for _ in range(count):
             step()
-        self.cpu = (time.process_time() - busy) / count
         took = self.wait() - start
         look.cancel()
         return took / count
@@ -291,7 +290,6 @@ def row_of(bench, name, kind, batch, seconds, compile_seconds, is_compiled) -> d
         "images_per_second": batch / seconds,
         "mfu": flops * batch / seconds / bench.peak,
         "step_ms": 1e3 * seconds,
-        "cpu_ms": 1e3 * bench.cpu,
         "peak_memory_gib": memory,
         "compile_seconds": compile_seconds,
         "compile_parts": compile_parts(),
@@ -360,7 +358,8 @@ def report(bench: Bench, row: dict) -> None:
         f"{row['step_ms']:.1f} ms  {row['peak_memory_gib']:.1f} GiB  "
         f"first call {row['compile_seconds']:.0f} s"
         + ("" if row["is_compiled"] else "  NOT COMPILED")
-        + f"  CPU {row['cpu_ms']:.1f} ms a step  {bench.clock}"
+        + (f"  kernels {sum(row['profile'].values()):.1f} ms" if row.get("profile") else "")
+        + f"  {bench.clock}"
         + f"  [{bench.left:.0f} s left]"
     )
     save(bench)
@@ -380,6 +379,7 @@ def save(bench: Bench) -> None:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if bench.is_gpu else None,
         "command": bench.args.command,
+        "cache": "warm" if bench.args.cached else "cold",
         "rows": bench.rows,
     }
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
@@ -492,6 +492,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--network", default="edm,small", help="U-Nets; --ddp takes the first")
     parser.add_argument("--only", default=",".join(STEPS), help="the steps, in this order")
+    parser.add_argument(
+        "--cached", action="store_true", help="note that the compiler's cache is warm"
+    )
     parser.add_argument("--title", default="", help="added to the name of the results' file")
     first = "as in the package,fused norm kernel,pairs unstacked"
     parser.add_argument("--which", default=first, help="the variants to compare; '' for all")
