@@ -12,6 +12,7 @@ over the bfloat16 matrix product's own speed, measured in the same run.
 import argparse
 import gc
 import json
+import math
 import os
 import threading
 import time
@@ -28,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from consistency_edu.consistency import ConsistencyModel
 from consistency_edu.consistency_training import ConsistencyTraining
 from consistency_edu.distillation import ConsistencyDistillation
+from consistency_edu.long_runs import join
 from consistency_edu.networks import named_unet
 from consistency_edu.pf_ode import EDMDenoiser, edm_objective, karras_sigmas
 from consistency_edu.sampling import sample_one_step
@@ -46,6 +48,7 @@ STEPS = {
     "sampling": "one-step sampling",
     "consistency": "consistency step",
 }
+VARIANTS = {"graphs": "CUDA graphs", "stages": "by stages", "nothing": "not compiled"}
 PASSES = {  # with gradients, without
     "EDM step": (1, 0),
     "consistency step": (1, 1),
@@ -407,8 +410,7 @@ def run_all(bench: Bench) -> None:
         import variants
 
         change = variants.compare(bench, attempt, say) or change
-    words = {"graphs": "CUDA graphs", "stages": "by stages", "nothing": "not compiled"}
-    words = [words.get(args.compiles, ""), "fused norm" * args.fused]
+    words = [VARIANTS.get(args.compiles, ""), "fused norm" * args.fused]
     variant = ", ".join(word for word in words if word)
 
     def step(name, kind):
@@ -426,56 +428,51 @@ def run_all(bench: Bench) -> None:
 
 
 def run_ddp(bench: Bench) -> None:
-    """Measure the EDM step on one GPU, then on all with averaged gradients, at one batch per GPU."""
-    import torch.distributed as dist
-    from torch.nn.parallel import DistributedDataParallel
+    """Measure the EDM step on one GPU, then on all, with the package's own workers.
 
-    if bench.is_gpu:
-        dist.init_process_group("nccl", device_id=torch.device("cuda", 0))
-    else:
-        dist.init_process_group("gloo")
-    rank, world = dist.get_rank(), dist.get_world_size()
-    torch._dynamo.config.optimize_ddp = False  # a step's gradients travel in 1 ms: do not cut it up
-    torch.manual_seed(0)
-    name = bench.args.network.split(",")[0]
-    objective = edm_objective(EDMDenoiser(named_unet(name, dropout=0.13)))
-    awaken(objective)
-    objective = objective.to(bench.device)
-    batches, generator = images(bench, bench.args.batch), torch.Generator(bench.device)
-    generator.manual_seed(rank)
-    compiles = bench.args.compiles if bench.is_gpu else "nothing"
-    start = bench.wait()
-    is_compiled = speed_up(objective, next(batches), precision=bench.precision, compiles=compiles)
-    compile_seconds = bench.wait() - start
-    say(f"rank {rank}: first call {compile_seconds:.0f} s, compiled: {is_compiled}")
-    optimiser = torch.optim.Adam(objective.parameters(), 1e-4, fused=bench.is_gpu)
-
-    def step():
-        objective(next(batches)[0], generator=generator).mean().backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-
-    alone = bench.seconds(step) if rank == 0 else 0.0
-    dist.barrier()
-    network = objective.online.network
-    objective.online.network = DistributedDataParallel(network, gradient_as_bucket_view=True)
-    for _ in range(5):
-        step()
-    dist.barrier()
-    start, count = bench.wait(), 4 if bench.args.tiny else max(30, round(3 / max(alone, 0.05)))
-    for _ in range(count):
-        step()
-    dist.barrier()
-    together = (bench.wait() - start) / count
-    if rank == 0:
-        batch = bench.args.batch * world
-        row = row_of(bench, name, "EDM step", batch, together, compile_seconds, is_compiled)
-        row["mfu"], row["step"] = row["mfu"] / world, f"EDM step x{world}"
-        row["step_ms_alone"], row["target"] = 1e3 * alone, None
-        row["ratio_to_one"] = world * alone / together
-        report(bench, row)
-        say(f"{world} GPUs do {row['ratio_to_one']:.3f} times the work of one")
-    dist.destroy_process_group()
+    The batch of each GPU is the same in both.
+    """
+    args, name = bench.args, bench.args.network.split(",")[0]
+    with join(args.device) as workers:
+        if bench.is_gpu:
+            bench.device = torch.device("cuda", torch.cuda.current_device())
+        torch.manual_seed(0)
+        objective = edm_objective(EDMDenoiser(named_unet(name, dropout=0.13)))
+        awaken(objective)
+        objective = objective.to(bench.device)
+        batches, generator = images(bench, args.batch), torch.Generator(bench.device)
+        generator.manual_seed(0)
+        start = bench.wait()
+        options = {"precision": bench.precision, "compiles": args.compiles}
+        is_compiled = speed_up(objective, next(batches), **options)
+        compile_seconds = bench.wait() - start
+        say(f"worker {workers.rank}: first call {compile_seconds:.0f} s, compiled: {is_compiled}")
+        workers.most([0.0])  # wait for each other
+        options = {"steps": 10**6, "lr": 1e-4, "generator": generator}
+        alone, together = math.nan, math.nan
+        if workers.rank == 0:
+            run = train(objective, batches, **options)
+            alone = bench.seconds(lambda: next(run))
+        workers.most([0.0])
+        run = train(objective, batches, workers=workers, **options)
+        for _ in range(5):
+            next(run)
+        count = 4 if args.tiny else 40
+        workers.most([0.0])
+        start = bench.wait()
+        for _ in range(count):
+            next(run)
+        together = (bench.wait() - start) / count
+        if workers.rank == 0:
+            world = workers.count
+            row = row_of(
+                bench, name, "EDM step", args.batch * world, together, compile_seconds, is_compiled
+            )
+            row |= {"mfu": row["mfu"] / world, "step": f"EDM step, {world} GPUs", "target": None}
+            row |= {"step_ms_alone": 1e3 * alone, "ratio_to_one": world * alone / together}
+            row["variant"] = "" if args.compiles == "networks" else VARIANTS[args.compiles]
+            report(bench, row)
+            say(f"{world} GPUs do {row['ratio_to_one']:.3f} times the work of one")
 
 
 def parse() -> argparse.Namespace:
@@ -520,9 +517,8 @@ def main() -> None:
         tiny = dict(width=8, multipliers=(1, 2), blocks=1, attention=(False, True))
         networks.UNETS.update(edm=tiny, small=tiny)
         args.compiles = "nothing" if args.device == "cpu" else args.compiles
-    if args.ddp and args.device == "cuda":  # each process sees its own card, and calls it 0
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7").split(",")
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[int(os.environ["LOCAL_RANK"])]
+    if args.ddp and args.device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     bench = Bench(args)
     say(f"{bench.card}, torch {torch.__version__}, cuda {torch.version.cuda}")
     bench.product = matmul_peak(bench)

@@ -200,6 +200,21 @@ def test_two_passes_share_their_dropout_masks(device):
     assert torch.allclose(goal, same, atol=1e-5) and not torch.allclose(goal, other, atol=1e-3)
 
 
+@on_cuda
+def test_two_compiled_passes_share_their_dropout_masks():
+    network = awake(UNet(width=8, dropout=0.5)).train().cuda()
+    x, c = torch.randn(4, 1, 8, 8, device="cuda"), torch.zeros(4, device="cuda")
+    network.compile(dynamic=False)
+    rewind = remember_dropout(x)
+    with torch.no_grad():
+        goal = network(x, c)
+    rewind()
+    same, other = network(x, c), network(x, c)
+    assert same.requires_grad and torch.allclose(goal, same, atol=1e-5)
+    assert not torch.allclose(goal, other, atol=1e-3)
+    assert torch.allclose(network.eval()(x, c), network(x, c), atol=1e-5)
+
+
 def test_the_hashed_mask_is_fair_and_fresh():
     drop = Dropout(0.13)
     a, b = (drop.mask(torch.empty(16, 32, 16, 16)).double() for _ in range(2))
