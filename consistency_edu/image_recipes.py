@@ -194,7 +194,7 @@ def quick(network: str, minutes: dict[str, float]) -> tuple[Recipe, ...]:
         weight="inverse_gap",
     )
     choices = {
-        "teacher": {"lr": 1e-3},
+        "teacher": {"lr": 1e-3, "compiles": "graphs"},
         "cd": {"lr": 3e-4, "middle": 0.8},
         "ct": {"lr": 5e-4, "batch": 1024, "s0": 10, "s1": 40},
         "pd": {"lr": 3e-4, "points": 16, "distance": "squared_l2"},
