@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['FILES', 'COMMANDS', 'toy_command', 'digits_command', 'tell', 'TrainConfig', 'split_changes', 'train_command',
-           'teacher_of', 'out_of', 'RecipesConfig', 'DoctorConfig', 'recipes_command', 'doctor_command', 'examine',
+           'teacher_of', 'out_of', 'SampleConfig', 'check_sample', 'levels_of', 'noise_for', 'labels_for', 'walk',
+           'as_png', 'sample_command', 'RecipesConfig', 'DoctorConfig', 'recipes_command', 'doctor_command', 'examine',
            'installed', 'gpus', 'SweepConfig', 'all_sweeps', 'sweep_command', 'parse', 'stopped', 'say', 'main']
 
 # %% ../nbs/19_cli.ipynb #cf59297f
 import dataclasses
 import functools
 import importlib
+import io
+import math
 import operator
 import os
 import pkgutil
@@ -27,15 +30,27 @@ from typing import Annotated
 
 import torch
 import tyro
+from PIL import Image
+from torch import Tensor
 
 import consistency_edu
-from .data import DOWNLOADS, InputError, choose
-from .image_methods import Recipe, override
+from .boot import spherical_mix
+from .data import DOWNLOADS, InputError, choose, draw_normal, per_sample
+from .image_methods import Recipe, grid_of, override
 from .image_recipes import RECIPES
-from .image_runs import train_recipe
+from consistency_edu.image_runs import (
+    Run,
+    check_writable,
+    image_grid,
+    load_run,
+    train_recipe,
+    write_file,
+)
 from .image_scores import DigitsConfig, run_digits
 from .long_runs import Shelf, Signals, WorkerLost, is_first
+from .pf_ode import karras_sigmas, solve_pf_ode
 from .recipes import ToyConfig, run_toy
+from .sampling import sample_multistep
 from .sweeps import FOLDER, Sweep, run_sweep
 from .training import TrainingDiverged
 
@@ -136,6 +151,131 @@ def out_of(config: TrainConfig) -> Path:
     """Return the folder of the run of `config`."""
     return config.out or Path("runs") / config.recipe
 
+# %% ../nbs/19_cli.ipynb #sa000002
+@dataclass(frozen=True)
+class SampleConfig:
+    """A grid of images from a finished run, as a PNG file."""
+
+    run: tyro.conf.Positional[Path]
+    """the folder of the run"""
+    out: Path = Path("grid.png")
+    """the PNG file to write"""
+    steps: int = 0
+    """evaluations of a student (CD, CT: any number; PD: 1 or 2; BOOT, direct: 1), points of a
+    teacher's grid; 0: 1 for students, the recipe's grid for teachers"""
+    sigmas: tuple[float, ...] = ()
+    """noise levels to jump from, decreasing from the model's sigma_max, instead of --steps"""
+    labels: tuple[int, ...] = ()
+    """classes, repeated over the grid; all in turn if not given"""
+    nrow: int = 8
+    """rows of images"""
+    ncol: int = 8
+    """images in a row; with --path as many as it takes"""
+    seed: int = 0
+    """seeds the noise"""
+    path: bool = False
+    """show each row's way from noise to image"""
+    interpolate: bool = False
+    """fill each row with images between two images, along the great circle of their noises"""
+    device: str = "cpu"
+    """cpu or cuda"""
+
+
+def check_sample(config: SampleConfig) -> None:
+    """Raise InputError if a picture such as `config` asks for cannot be made."""
+    if not (1 <= config.nrow <= 100 and 1 <= config.ncol <= 100):
+        raise InputError(f"a grid of {config.nrow} x {config.ncol}: give 1 to 100 of both.")
+    if not 0 <= config.steps <= 10_000 or not -(2**63) <= config.seed < 2**63:
+        raise InputError("steps must lie between 1 and 10,000, and the seed within 64 bits.")
+    if config.sigmas and config.steps not in (0, len(config.sigmas)):
+        raise InputError(f"{len(config.sigmas)} sigmas for {config.steps} steps: give one of both.")
+    if not all(math.isfinite(sigma) and sigma >= 0 for sigma in config.sigmas):
+        raise InputError("sigmas must be numbers from 0: give finite noise levels.")
+    if config.path and config.interpolate:
+        raise InputError("a row shows a path or an interpolation: leave one of both off.")
+    if config.out.suffix.lower() != ".png":
+        raise InputError(f"'{config.out}' is no PNG file: give --out a name that ends in .png.")
+    check_writable(config.out.parent)
+
+
+def levels_of(run: Run, config: SampleConfig) -> Tensor:
+    """Return the decreasing noise levels from which `run` jumps, or which it walks."""
+    recipe, steps = run.recipe, config.steps
+    if config.sigmas:
+        return torch.tensor(config.sigmas, dtype=torch.float64)
+    if recipe.method == "teacher" and not steps:
+        return grid_of(recipe).flip(0)
+    if steps <= 1:
+        return torch.tensor([recipe.sigma_max], dtype=torch.float64)
+    if recipe.method in ("cd", "ct"):
+        middle = torch.tensor([recipe.sigma_max, recipe.middle], dtype=torch.float64)
+        even = karras_sigmas(steps + 1, recipe.sigma_min, recipe.sigma_max).flip(0)[:-1]
+        return middle if steps == 2 else even
+    return karras_sigmas(steps, recipe.sigma_min, recipe.sigma_max).flip(0)
+
+# %% ../nbs/19_cli.ipynb #sa000003
+def noise_for(run: Run, config: SampleConfig, generator: torch.Generator) -> Tensor:
+    """Draw the standard normal noise of each image of the grid, `[rows · columns, C, H, W]`."""
+    if not config.interpolate:
+        count = config.nrow * (1 if config.path else config.ncol)
+        return draw_normal(torch.empty(count, *run.shape), generator)
+    ends = [draw_normal(torch.empty(config.nrow, *run.shape), generator) for _ in range(2)]
+    places = torch.linspace(0, 1, config.ncol).tolist()
+    return torch.stack([spherical_mix(*ends, place) for place in places], 1).flatten(0, 1)
+
+
+def labels_for(run: Run, config: SampleConfig, count: int) -> Tensor | None:
+    """Return the classes of `count` images, or None for a model without; one a row if they mix."""
+    classes = run.info["classes"]
+    if not run.recipe.labels:
+        if config.labels:
+            raise InputError("this model was trained without classes: leave --labels off.")
+        return None
+    chosen = torch.tensor(config.labels or tuple(range(classes)))
+    if chosen.min() < 0 or chosen.max() >= classes:
+        raise InputError(f"labels must lie between 0 and {classes - 1}.")
+    place = torch.arange(count) // (config.ncol if config.interpolate else 1)
+    return chosen[place % len(chosen)]
+
+
+def walk(run: Run, noise: Tensor, levels: Tensor, labels: Tensor | None, dice) -> Tensor:
+    """Return what `run` makes of `noise`, stage by stage, `[S, B, C, H, W]`, ready to be shown."""
+    options = {"labels": labels, "return_path": True}
+    if run.recipe.method == "teacher":
+        levels = torch.cat([levels, torch.zeros(1)]) if levels[-1] > 0 else levels
+        stages = solve_pf_ode(run.model, noise, levels, **options)
+        return stages / per_sample(levels.clamp(min=1), stages)
+    if run.recipe.method == "pd" and len(levels) <= 2:
+        levels = levels[:1]  # the model walks its own two steps
+    elif run.recipe.method not in ("cd", "ct") and len(levels) > 1:
+        raise InputError(f"a '{run.recipe.method}' student takes 1 step: leave --steps off.")
+    stages = sample_multistep(run.model, noise, levels, generator=dice, **options)
+    noisy = levels.clamp(min=1)
+    return stages / per_sample(torch.stack([noisy, torch.ones_like(noisy)], 1).flatten(), stages)
+
+
+def as_png(images: Tensor, columns: int) -> bytes:
+    """Return `images` `[B, C, H, W]` as a PNG file, its pixels enlarged if they are few."""
+    pixels = (image_grid(images, columns) * 255).round().byte().squeeze(-1).numpy()
+    picture, file = Image.fromarray(pixels), io.BytesIO()
+    size = [max(1, 600 // max(picture.size)) * side for side in picture.size]
+    picture.resize(size, Image.Resampling.NEAREST).save(file, "PNG")
+    return file.getvalue()
+
+
+def sample_command(config: SampleConfig) -> None:
+    """Draw the grid of images of `config`, and say where it is."""
+    check_sample(config)
+    run = load_run(config.run, config.device, config.steps)
+    dice, device = torch.Generator().manual_seed(config.seed), next(run.model.parameters()).device
+    noise = noise_for(run, config, dice).to(device)
+    labels = labels_for(run, config, len(noise))
+    labels = None if labels is None else labels.to(device)
+    stages = walk(run, noise, levels_of(run, config), labels, dice)
+    columns = len(stages) if config.path else config.ncol
+    images = stages.transpose(0, 1).flatten(0, 1) if config.path else stages[-1]
+    tell({"grid": write_file(config.out, as_png(images, columns))})
+
 # %% ../nbs/19_cli.ipynb #cl000005
 @dataclass(frozen=True)
 class RecipesConfig:
@@ -234,6 +374,7 @@ COMMANDS: dict[str, tuple[type, Callable]] = {
     "toy": (ToyConfig, toy_command),
     "digits": (DigitsConfig, digits_command),
     "train": (TrainConfig, train_command),
+    "sample": (SampleConfig, sample_command),
     "recipes": (RecipesConfig, recipes_command),
     "sweep": (SweepConfig, sweep_command),
     "doctor": (DoctorConfig, doctor_command),

@@ -1,15 +1,35 @@
 """The command line: exit statuses, one sentence for bad input, and files that are always whole."""
 
+import contextlib
 import dataclasses
+import io
 import json
+import os
 import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
+import torch
 from conftest import COMMAND, quiet_environment, run_cli
+from PIL import Image
 
-from consistency_edu import cli
+from consistency_edu import cli, image_runs
+from consistency_edu.boot import spherical_mix
+from consistency_edu.cli import (
+    COMMANDS,
+    labels_for,
+    levels_of,
+    main,
+    noise_for,
+    parse,
+    split_changes,
+)
+from consistency_edu.image_methods import override
+from consistency_edu.image_recipes import RECIPES
+from consistency_edu.image_runs import load_run, train_recipe
+from consistency_edu.long_runs import WorkerLost
 
 
 def sentence(done):
@@ -160,3 +180,187 @@ def test_ctrl_c_leaves_what_is_finished(tmp_path):
     assert methods[:2] == ["exact", "teacher"] and "boot" not in methods
     assert (tmp_path / "images" / "toy_moons_seed0.png").exists()
     assert not list(tmp_path.rglob(".partial-*"))
+
+
+# ------------------------------------------------------------------ in this process
+
+
+def command(*args):
+    """Run `args`; return the exit status and what was said."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        try:
+            return main([str(arg) for arg in args]), said.getvalue()
+        except SystemExit as stop:
+            return stop.code, said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A short run of each kind that samples in a way of its own."""
+    place = tmp_path_factory.mktemp("runs")
+    for name in ("teacher", "cd", "pd", "boot", "teacher-labels"):
+        changes = {"steps": "8", "batch": "8", "points": "4"}
+        recipe = override(RECIPES[f"digits-{name}"], changes)
+        teacher = place / ("teacher-labels" if recipe.labels else "teacher")
+        train_recipe(recipe, place / name, teacher=teacher)
+    return place
+
+
+def picture(path):
+    return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "rows", "columns"),
+    [
+        ("teacher", ["--nrow", 2, "--ncol", 3], 2, 3),
+        ("teacher", ["--nrow", 2, "--path"], 2, 5),
+        ("teacher", ["--nrow", 1, "--path", "--steps", 3], 1, 4),
+        ("cd", ["--nrow", 2, "--ncol", 2, "--steps", 4], 2, 2),
+        ("cd", ["--nrow", 2, "--path", "--sigmas", 10, 2, 1], 2, 6),
+        ("cd", ["--nrow", 2, "--ncol", 4, "--interpolate"], 2, 4),
+        ("pd", ["--nrow", 2, "--ncol", 2, "--steps", 2], 2, 2),
+        ("boot", ["--nrow", 1, "--ncol", 2], 1, 2),
+        ("teacher-labels", ["--nrow", 2, "--ncol", 2, "--labels", 3, 7], 2, 2),
+    ],
+)
+def test_sample_draws_a_grid_of_its_size(name, args, rows, columns, runs, tmp_path):
+    status, said = command("sample", runs / name, *args, "--out", tmp_path / "x" / "grid.png")
+    assert status == 0 and "grid.png" in said, said
+    height, width = picture(tmp_path / "x" / "grid.png").shape
+    assert height * columns == width * rows
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["grid.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "remedy"),
+    [
+        ("boot", ["--steps", 2], "'boot' student takes 1 step"),
+        ("pd", ["--steps", 3], "'pd' student takes 1 step"),
+        ("cd", ["--sigmas", 5, 1], "must start at the model's sigma_max"),
+        ("cd", ["--labels", 1], "leave --labels off"),
+        ("teacher-labels", ["--labels", 10], "between 0 and 9"),
+        ("teacher", ["--path", "--interpolate"], "leave one of both off"),
+        ("teacher", ["--sigmas", 10, 1, "--steps", 3], "give one of both"),
+        ("teacher", ["--nrow", 0], "give 1 to 100"),
+        ("teacher", ["--out", "grid.gif"], "ends in .png"),
+        ("nobody", [], "no finished run"),
+    ],
+)
+def test_sample_refuses_in_one_sentence(name, args, remedy, runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, said = command("sample", runs / name, *args)
+    assert status == 2 and remedy in said and len(said.strip().splitlines()) == 1, said
+    assert not list(tmp_path.iterdir())
+
+
+def test_seeds_and_rows_of_samples(runs, tmp_path):
+    def draw(*args):
+        assert command("sample", runs / "cd", *args, "--out", tmp_path / "x.png")[0] == 0
+        return picture(tmp_path / "x.png")
+
+    size = ("--nrow", 2, "--ncol", 2)
+    one, again, other = (draw(*size, "--seed", seed) for seed in (0, 0, 1))
+    assert np.array_equal(one, again) and not np.array_equal(one, other)
+    two = draw(*size, "--steps", 2)
+    config = parse(["sample", str(runs / "cd"), "--steps", "2"])
+    run = load_run(runs / "cd")
+    assert levels_of(run, config).tolist() == [run.recipe.sigma_max, run.recipe.middle]
+    assert not np.array_equal(one, two)
+    path = draw("--nrow", 2, "--path", "--steps", 1)
+    assert path.shape[1] * 2 == path.shape[0] * 2  # noise and image, two rows
+    mixed = draw("--nrow", 2, "--ncol", 3, "--interpolate")
+    side = mixed.shape[0] // 2
+    assert not np.array_equal(mixed[:side, :side], mixed[:side, 2 * side :])
+
+
+def test_classes_and_noises_of_a_grid(runs):
+    run, dice = load_run(runs / "teacher-labels"), torch.Generator().manual_seed(0)
+    words = ["sample", str(runs), "--nrow", "2", "--ncol", "3", "--labels", "3", "7"]
+    assert labels_for(run, parse(words), 6).tolist() == [3, 7, 3, 7, 3, 7]
+    config = parse([*words, "--interpolate"])
+    assert labels_for(run, config, 6).tolist() == [3, 3, 3, 7, 7, 7]
+    assert labels_for(load_run(runs / "cd"), parse(words[:-3]), 6) is None
+    noise = noise_for(run, config, dice).unflatten(0, (2, 3))
+    assert torch.allclose(noise[:, 1], spherical_mix(noise[:, 0], noise[:, 2], 0.5), atol=1e-5)
+    assert abs(noise.std() - 1) < 0.1
+
+
+def test_sigterm_before_a_run_has_begun(monkeypatch):
+    monkeypatch.setattr(cli, "train_recipe", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    assert command(*training())[0] == 143
+
+
+def test_own_options_are_not_changes():
+    args = ["train", "x", "--lr", "1", "--save-every", "3", "--keep=2", "--flip", "--resume"]
+    left, changes = split_changes(args)
+    assert changes == {"lr": "1", "flip": "true"}
+    config = parse(["train", "digits-ct", *args[2:]])
+    assert (config.save_every, config.keep, config.resume) == (3, 2, True)
+
+
+def test_help_reads_well():
+    for name in COMMANDS:
+        status, said = command(name, "--help")
+        assert status == 0 and "Traceback" not in said
+    status, said = command("--help")
+    assert status == 0 and all(name in said for name in COMMANDS)
+    said = " ".join(command("train", "--help")[1].split())
+    for words in ("--save-every", "--keep", "--resume", "--tensorboard", "1 %"):
+        assert words in said
+
+
+def training(*more):
+    return ("train", "digits-ct", "--steps", 40, "--batch", 8, "--save-every", 10, *more)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_have_their_own_exit_status(number, tmp_path, monkeypatch):
+    class Interrupted(image_runs.Recorder):
+        def note(self, state):
+            super().note(state)
+            if state.step == 13:
+                signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_runs, "Recorder", Interrupted)
+        status, said = command(*training("--out", tmp_path / "run"))
+    assert status == 128 + number and "step_000000014': go on with --resume" in said, said
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    status, said = command(*training("--out", tmp_path / "run", "--resume"))
+    assert status == 0 and "card.md" in said
+
+
+def test_other_ends_have_their_exit_status_too(tmp_path, monkeypatch):
+    for error, wanted in ((WorkerLost("lost"), 3), (KeyboardInterrupt(), 130)):
+        with monkeypatch.context() as patch:
+            patch.setattr(cli, "train_recipe", lambda *_, error=error, **__: throw(error))
+            status, said = command(*training("--out", tmp_path / "run"))
+        assert status == wanted and "Traceback" not in said
+    assert "There is no checkpoint yet" in said
+
+
+def throw(error):
+    raise error
+
+
+def test_only_the_first_worker_speaks(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "train_recipe", lambda recipe, out, **_: out)
+    assert "card.md" in command(*training("--out", tmp_path))[1]
+    monkeypatch.setenv("RANK", "1"), monkeypatch.setenv("LOCAL_RANK", "1")
+    assert command(*training("--out", tmp_path)) == (0, "")
+    assert command("train", "digits-cdd")[1] == ""
+
+
+def test_warnings_are_sentences(tmp_path):
+    shelf = tmp_path / "run" / "checkpoints"
+    assert command(*training("--out", tmp_path / "one"))[0] == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_runs, "finish", lambda *_: throw(KeyboardInterrupt()))
+        assert command(*training("--out", tmp_path / "run"))[0] == 130
+    os.truncate(shelf / "step_000000030" / "rest.pt", 10)
+    status, said = command(*training("--out", tmp_path / "run", "--resume"))
+    assert status == 0 and "consistency-edu: the checkpoint in" in said and "is damaged" in said
+    pair = [load_run(tmp_path / name).model.state_dict() for name in ("one", "run")]
+    assert all(torch.equal(value, pair[1][name]) for name, value in pair[0].items())

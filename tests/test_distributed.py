@@ -1,13 +1,18 @@
 """Several processes repeat one: the same losses and weights from the same global batch."""
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import time
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import COMMAND, quiet_environment, run_cli
 from safetensors.torch import load_file
 from torch import nn
 
@@ -16,7 +21,7 @@ from consistency_edu.data import InputError, draw_normal, draw_uniform
 from consistency_edu.image_methods import OPTIMIZERS, PixelMLP, override
 from consistency_edu.image_recipes import RECIPES
 from consistency_edu.image_runs import open_workshop, read_metrics, train_recipe
-from consistency_edu.long_runs import SharedGenerator, Stopped, Workers, join
+from consistency_edu.long_runs import SharedGenerator, Shelf, Stopped, Workers, join
 from consistency_edu.training import train
 
 FORK = multiprocessing.get_context("fork")  # the children find everything imported
@@ -305,3 +310,61 @@ def test_one_goes_on_where_two_stopped(teacher, tmp_path):
     together(1, lambda: whole_run(recipe, tmp_path / "two", resume=True), tmp_path)
     for name, value in weights(tmp_path / "one").items():
         assert (value - weights(tmp_path / "two")[name]).abs().max() < 1e-6
+
+
+# ------------------------------------------------------------------ torchrun itself
+
+TORCHRUN = COMMAND.with_name("torchrun")
+TRAIN = ("train", "digits-teacher", "--batch", "12", "--seed", "3", "--save-every", "5")
+
+
+def launch(*options, steps, out, cwd, more=()):
+    """Start torchrun with the very command line of one process."""
+    command = [TORCHRUN, *options, "--no-python", COMMAND, *TRAIN, "--steps", str(steps)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(
+        [*map(str, command), "--out", out, *more], cwd=cwd, env=quiet_environment(), **options
+    )
+
+
+def workers_below(agent):
+    """The process ids of the workers that the torchrun process `agent` has started."""
+    return [int(pid) for pid in Path(f"/proc/{agent}/task/{agent}/children").read_text().split()]
+
+
+@pytest.mark.slow
+def test_two_machines_by_two_torchruns_repeat_one(tmp_path):
+    address = ("--master-addr", "127.0.0.1", "--master-port", free_port())
+    nodes = [
+        launch(*address, "--nnodes", 2, "--node-rank", rank, steps=12, out="two", cwd=tmp_path)
+        for rank in (0, 1)
+    ]
+    said = [node.communicate(timeout=400)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert [text.count("card.md") for text in said] == [1, 0]  # the first worker alone speaks
+    done = run_cli(*TRAIN, "--steps", 12, "--out", "one", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name, value in weights(tmp_path / "one").items():
+        assert (value - weights(tmp_path / "two")[name]).abs().max() < 1e-6
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["workers"] == 2
+
+
+@pytest.mark.slow
+def test_torchrun_loses_a_worker_and_the_run_resumes(tmp_path):
+    options = ("--standalone", "--nproc-per-node", 2)
+    agent = launch(*options, steps=100_000, out="run", cwd=tmp_path)
+    shelf, deadline = Shelf(tmp_path / "run" / "checkpoints"), time.monotonic() + 300
+    while not shelf.folders and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(workers_below(agent.pid)[1], signal.SIGKILL)
+    said = agent.communicate(timeout=120)[0]
+    assert agent.returncode not in (0, None)
+    assert "another worker of this run was lost" in said and "go on with --resume" in said, said
+    reached = shelf.latest().step
+    agent = launch(*options, steps=100_000, out="run", cwd=tmp_path, more=["--resume"])
+    while shelf.folders[-1].name == f"step_{reached:09d}" and time.monotonic() < deadline + 200:
+        time.sleep(0.05)
+    agent.send_signal(signal.SIGTERM)
+    said = agent.communicate(timeout=120)[0]
+    assert "stopped. The last checkpoint is" in said, said
+    assert shelf.latest().step > reached and not list(shelf.folder.glob(".partial-*"))

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import shutil
 import signal
+import sys
 
 import pytest
 import torch
@@ -116,6 +118,48 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(method, teacher, tmp_p
     assert all(torch.equal(value, pair[1][name]) for name, value in pair[0].items())
     rows = [[(row["step"], row["loss"]) for row in read_metrics(run)] for run in (whole, broken)]
     assert rows[0] == rows[1] and rows[0][-1][0] == 14
+
+
+def test_the_clock_and_tensorboard_go_on_at_a_resume(tmp_path, monkeypatch):
+    accumulator = "tensorboard.backend.event_processing.event_accumulator"
+    events, spent = pytest.importorskip(accumulator), []
+
+    class Spy(Pace):
+        def __init__(self, recipe, objective, seconds=0.0, step=0):
+            super().__init__(recipe, objective, seconds, step)
+            spent.append(seconds)
+
+    monkeypatch.setattr(image_runs, "Pace", Spy)
+    recipe, options = short("digits-ct", steps=120), {"tensorboard": True, "save_every": 40}
+    with monkeypatch.context() as patch:
+        patch.setattr(image_runs, "Recorder", interrupt_at(60))
+        with pytest.raises(Stopped):
+            train_recipe(recipe, tmp_path / "run", **options)
+    train_recipe(recipe, tmp_path / "run", resume=True, **options)
+    board = events.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    board.Reload()
+    shown = [(event.step, event.value) for event in board.Scalars("loss")]
+    rows = read_metrics(tmp_path / "run")
+    assert [step for step, _ in shown] == [row["step"] for row in rows] == [50, 100, 120]
+    assert [value for _, value in shown] == pytest.approx([row["loss"] for row in rows])
+    assert spent[0] == 0 < spent[1]
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert info["checkpoints"] == 3 and 0 < info["checkpoint_seconds"] < info["seconds"]
+
+
+def test_without_tensorboard_one_sentence_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(InputError, match="pip install tensorboard"):
+        train_recipe(short("digits-ct"), tmp_path / "run", tensorboard=True)
+
+
+def test_damaged_weights_are_noticed(teacher, tmp_path):
+    run = shutil.copytree(teacher, tmp_path / "run")
+    content = bytearray((run / "model.safetensors").read_bytes())
+    content[-5] ^= 4
+    (run / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match="model.safetensors.*checksum is another one"):
+        load_run(run)
 
 
 def test_other_choices_are_not_resumed(teacher):
