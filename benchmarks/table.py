@@ -10,7 +10,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 HEAD = (
-    "| network, step | batch | images/s | target | MFU | ms a step | CPU ms | memory, GiB | "
+    "| network, step | batch | images/s | target | MFU | ms a step | of these kernels | memory, GiB | "
     "first call, s | MHz | P, TFLOP/s |\n|---|---|---|---|---|---|---|---|---|---|---|"
 )
 KINDS = ("convolution", "matmul", "attention", "pointwise", "reduction", "optimiser")
@@ -21,8 +21,9 @@ def number(value, form: str = ",.0f") -> str:
     return "" if value is None or math.isnan(value) else format(value, form)
 
 
-def line(row: dict, peak: float) -> str:
+def line(row: dict, content: dict) -> str:
     """Return a row of the table."""
+    peak, cache = content["peak_bf16_flops"], content.get("cache")
     name = f"`{row['network']}`, {row['step']}" + (f" ({row['variant']})" * bool(row["variant"]))
     cells = [
         name,
@@ -31,9 +32,9 @@ def line(row: dict, peak: float) -> str:
         number(row["target"]),
         number(row["mfu"], ".3f"),
         number(row["step_ms"], ".1f"),
-        number(row.get("cpu_ms"), ".0f"),
+        number(sum(row["profile"].values()) if row.get("profile") else None, ".1f"),
         number(row["peak_memory_gib"], ".1f"),
-        number(row["compile_seconds"]),
+        number(row["compile_seconds"] or None) + " (warm)" * (cache == "warm"),
         number(row.get("sm_mhz")),
         number(peak / 1e12),
     ]
@@ -61,7 +62,7 @@ def tables() -> str:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["card"] == "cpu" or "variants" in path.stem:
             continue
-        out += [line(row, content["peak_bf16_flops"]) for row in content["rows"]]
+        out += [line(row, content) for row in content["rows"]]
         profiles += [times(row) for row in content["rows"] if row.get("profile")]
     commands = {
         json.loads(path.read_text(encoding="utf-8"))["command"]

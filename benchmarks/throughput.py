@@ -12,6 +12,7 @@ over the bfloat16 matrix product's own speed, measured in the same run.
 import argparse
 import gc
 import json
+import math
 import os
 import threading
 import time
@@ -28,10 +29,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from consistency_edu.consistency import ConsistencyModel
 from consistency_edu.consistency_training import ConsistencyTraining
 from consistency_edu.distillation import ConsistencyDistillation
+from consistency_edu.long_runs import join
 from consistency_edu.networks import named_unet
 from consistency_edu.pf_ode import EDMDenoiser, edm_objective, karras_sigmas
 from consistency_edu.sampling import sample_one_step
-from consistency_edu.training import compile_networks, set_precision, speed_up, train
+from consistency_edu.training import EMA, compile_networks, set_precision, speed_up, train
 
 TARGETS = {
     ("edm", "EDM step"): 3700,
@@ -46,6 +48,7 @@ STEPS = {
     "sampling": "one-step sampling",
     "consistency": "consistency step",
 }
+VARIANTS = {"graphs": "CUDA graphs", "stages": "by stages", "nothing": "not compiled"}
 PASSES = {  # with gradients, without
     "EDM step": (1, 0),
     "consistency step": (1, 1),
@@ -63,7 +66,7 @@ class Bench:
         self.size = 8 if args.tiny else 32
         self.is_gpu = self.device.type == "cuda"
         self.precision = torch.bfloat16 if self.is_gpu else None  # most CPUs are slow with it
-        self.rows, self.peak, self.cpu, self.clock = [], float("nan"), 0.0, {}
+        self.rows, self.peak, self.clock = [], float("nan"), {}
         self.card = torch.cuda.get_device_name() if self.is_gpu else "cpu"
         clock_and_power(self)  # the first call is slow
 
@@ -88,7 +91,7 @@ class Bench:
     def seconds(self, step: Callable, least: float = 2.0, warm: int = 3) -> float:
         """Return the time of one `step`, over at least `least` seconds, without a wait in between.
 
-        `cpu` is then the time that all threads of the CPU spent on one, `clock` the card's clock.
+        `clock` is then the card's clock in the midst of it.
         """
         for _ in range(warm):
             step()
@@ -99,10 +102,9 @@ class Bench:
         count = max(2, round((0.1 if self.args.tiny else least) / guess))
         look = threading.Timer(0.6 * least, lambda: self.clock.update(clock_and_power(self)))
         look.start()
-        start, busy = self.wait(), time.process_time()
+        start = self.wait()
         for _ in range(count):
             step()
-        self.cpu = (time.process_time() - busy) / count
         took = self.wait() - start
         look.cancel()
         return took / count
@@ -203,7 +205,42 @@ def measure_step(bench: Bench, name: str, kind: str, batch: int, *, change=None,
     run = train(objective, batches, steps=10**6, lr=1e-4, generator=generator)
     losses = [next(run).loss for _ in range(4)]
     say(f"    losses of the first steps: {', '.join(f'{loss:.4f}' for loss in losses)}")
-    return finish(bench, (name, kind, batch), lambda: next(run), compile_seconds, is_compiled)
+    row = finish(bench, (name, kind, batch), lambda: next(run), compile_seconds, is_compiled)
+    if bench.args.capture and bench.is_gpu and kind == "EDM step":
+        report(bench, row | {"variant": ""})
+        step = captured(objective, batches, generator)
+        row = finish(bench, (name, kind, batch), step, 0.0, is_compiled)
+        row["variant"] = "recorded as one CUDA graph"
+    return row
+
+
+def captured(objective: nn.Module, batches, generator: torch.Generator) -> Callable:
+    """Return a training step that is recorded as one CUDA graph, all but its optimiser."""
+    x, online = next(batches)[0].clone(), objective.online
+    adam, average = torch.optim.Adam(online.parameters(), 1e-4, fused=True), EMA(online)
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    graph.register_generator_state(generator)
+
+    def work():
+        online.zero_grad(set_to_none=True)
+        objective(x, generator=generator).mean().backward()
+
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+    online.zero_grad(set_to_none=True)
+    with torch.cuda.graph(graph):
+        work()
+
+    def step():
+        x.copy_(next(batches)[0])
+        graph.replay()
+        adam.step()
+        average.update(online)
+
+    return step
 
 
 def finish(bench: Bench, what: tuple, step: Callable, compile_seconds: float, is_compiled) -> dict:
@@ -256,7 +293,6 @@ def row_of(bench, name, kind, batch, seconds, compile_seconds, is_compiled) -> d
         "images_per_second": batch / seconds,
         "mfu": flops * batch / seconds / bench.peak,
         "step_ms": 1e3 * seconds,
-        "cpu_ms": 1e3 * bench.cpu,
         "peak_memory_gib": memory,
         "compile_seconds": compile_seconds,
         "compile_parts": compile_parts(),
@@ -325,7 +361,8 @@ def report(bench: Bench, row: dict) -> None:
         f"{row['step_ms']:.1f} ms  {row['peak_memory_gib']:.1f} GiB  "
         f"first call {row['compile_seconds']:.0f} s"
         + ("" if row["is_compiled"] else "  NOT COMPILED")
-        + f"  CPU {row['cpu_ms']:.1f} ms a step  {bench.clock}"
+        + (f"  kernels {sum(row['profile'].values()):.1f} ms" if row.get("profile") else "")
+        + f"  {bench.clock}"
         + f"  [{bench.left:.0f} s left]"
     )
     save(bench)
@@ -345,6 +382,7 @@ def save(bench: Bench) -> None:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if bench.is_gpu else None,
         "command": bench.args.command,
+        "cache": "warm" if bench.args.cached else "cold",
         "rows": bench.rows,
     }
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
@@ -372,8 +410,7 @@ def run_all(bench: Bench) -> None:
         import variants
 
         change = variants.compare(bench, attempt, say) or change
-    words = {"graphs": "CUDA graphs", "stages": "by stages", "nothing": "not compiled"}
-    words = [words.get(args.compiles, ""), "fused norm" * args.fused]
+    words = [VARIANTS.get(args.compiles, ""), "fused norm" * args.fused]
     variant = ", ".join(word for word in words if word)
 
     def step(name, kind):
@@ -382,7 +419,7 @@ def run_all(bench: Bench) -> None:
             row = measure_sampling(bench, name, args.batch, **options)
         else:
             row = measure_step(bench, name, kind, args.batch, **options)
-        report(bench, row | {"variant": variant})
+        report(bench, {"variant": variant} | row)
 
     for name in args.network.split(","):
         for word in args.only.split(","):
@@ -391,56 +428,51 @@ def run_all(bench: Bench) -> None:
 
 
 def run_ddp(bench: Bench) -> None:
-    """Measure the EDM step on one GPU, then on all with averaged gradients, at one batch per GPU."""
-    import torch.distributed as dist
-    from torch.nn.parallel import DistributedDataParallel
+    """Measure the EDM step on one GPU, then on all, with the package's own workers.
 
-    if bench.is_gpu:
-        dist.init_process_group("nccl", device_id=torch.device("cuda", 0))
-    else:
-        dist.init_process_group("gloo")
-    rank, world = dist.get_rank(), dist.get_world_size()
-    torch._dynamo.config.optimize_ddp = False  # a step's gradients travel in 1 ms: do not cut it up
-    torch.manual_seed(0)
-    name = bench.args.network.split(",")[0]
-    objective = edm_objective(EDMDenoiser(named_unet(name, dropout=0.13)))
-    awaken(objective)
-    objective = objective.to(bench.device)
-    batches, generator = images(bench, bench.args.batch), torch.Generator(bench.device)
-    generator.manual_seed(rank)
-    compiles = bench.args.compiles if bench.is_gpu else "nothing"
-    start = bench.wait()
-    is_compiled = speed_up(objective, next(batches), precision=bench.precision, compiles=compiles)
-    compile_seconds = bench.wait() - start
-    say(f"rank {rank}: first call {compile_seconds:.0f} s, compiled: {is_compiled}")
-    optimiser = torch.optim.Adam(objective.parameters(), 1e-4, fused=bench.is_gpu)
-
-    def step():
-        objective(next(batches)[0], generator=generator).mean().backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-
-    alone = bench.seconds(step) if rank == 0 else 0.0
-    dist.barrier()
-    network = objective.online.network
-    objective.online.network = DistributedDataParallel(network, gradient_as_bucket_view=True)
-    for _ in range(5):
-        step()
-    dist.barrier()
-    start, count = bench.wait(), 4 if bench.args.tiny else max(30, round(3 / max(alone, 0.05)))
-    for _ in range(count):
-        step()
-    dist.barrier()
-    together = (bench.wait() - start) / count
-    if rank == 0:
-        batch = bench.args.batch * world
-        row = row_of(bench, name, "EDM step", batch, together, compile_seconds, is_compiled)
-        row["mfu"], row["step"] = row["mfu"] / world, f"EDM step x{world}"
-        row["step_ms_alone"], row["target"] = 1e3 * alone, None
-        row["ratio_to_one"] = world * alone / together
-        report(bench, row)
-        say(f"{world} GPUs do {row['ratio_to_one']:.3f} times the work of one")
-    dist.destroy_process_group()
+    The batch of each GPU is the same in both.
+    """
+    args, name = bench.args, bench.args.network.split(",")[0]
+    with join(args.device) as workers:
+        if bench.is_gpu:
+            bench.device = torch.device("cuda", torch.cuda.current_device())
+        torch.manual_seed(0)
+        objective = edm_objective(EDMDenoiser(named_unet(name, dropout=0.13)))
+        awaken(objective)
+        objective = objective.to(bench.device)
+        batches, generator = images(bench, args.batch), torch.Generator(bench.device)
+        generator.manual_seed(0)
+        start = bench.wait()
+        options = {"precision": bench.precision, "compiles": args.compiles}
+        is_compiled = speed_up(objective, next(batches), **options)
+        compile_seconds = bench.wait() - start
+        say(f"worker {workers.rank}: first call {compile_seconds:.0f} s, compiled: {is_compiled}")
+        workers.most([0.0])  # wait for each other
+        options = {"steps": 10**6, "lr": 1e-4, "generator": generator}
+        alone, together = math.nan, math.nan
+        if workers.rank == 0:
+            run = train(objective, batches, **options)
+            alone = bench.seconds(lambda: next(run))
+        workers.most([0.0])
+        run = train(objective, batches, workers=workers, **options)
+        for _ in range(5):
+            next(run)
+        count = 4 if args.tiny else 40
+        workers.most([0.0])
+        start = bench.wait()
+        for _ in range(count):
+            next(run)
+        together = (bench.wait() - start) / count
+        if workers.rank == 0:
+            world = workers.count
+            row = row_of(
+                bench, name, "EDM step", args.batch * world, together, compile_seconds, is_compiled
+            )
+            row |= {"mfu": row["mfu"] / world, "step": f"EDM step, {world} GPUs", "target": None}
+            row |= {"step_ms_alone": 1e3 * alone, "ratio_to_one": world * alone / together}
+            row["variant"] = "" if args.compiles == "networks" else VARIANTS[args.compiles]
+            report(bench, row)
+            say(f"{world} GPUs do {row['ratio_to_one']:.3f} times the work of one")
 
 
 def parse() -> argparse.Namespace:
@@ -457,6 +489,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--network", default="edm,small", help="U-Nets; --ddp takes the first")
     parser.add_argument("--only", default=",".join(STEPS), help="the steps, in this order")
+    parser.add_argument(
+        "--cached", action="store_true", help="note that the compiler's cache is warm"
+    )
     parser.add_argument("--title", default="", help="added to the name of the results' file")
     first = "as in the package,fused norm kernel,pairs unstacked"
     parser.add_argument("--which", default=first, help="the variants to compare; '' for all")
@@ -464,7 +499,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--warm", default="", help="all or forward: compile that, for the cache, and time nothing"
     )
-    for flag in ("profile", "variants", "ddp", "no-dropout", "fused"):
+    for flag in ("profile", "variants", "ddp", "no-dropout", "fused", "capture"):
         parser.add_argument(f"--{flag}", action="store_true")
     args = parser.parse_args()
     args.command = " ".join(__import__("sys").argv)
@@ -482,9 +517,8 @@ def main() -> None:
         tiny = dict(width=8, multipliers=(1, 2), blocks=1, attention=(False, True))
         networks.UNETS.update(edm=tiny, small=tiny)
         args.compiles = "nothing" if args.device == "cpu" else args.compiles
-    if args.ddp and args.device == "cuda":  # each process sees its own card, and calls it 0
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7").split(",")
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[int(os.environ["LOCAL_RANK"])]
+    if args.ddp and args.device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     bench = Bench(args)
     say(f"{bench.card}, torch {torch.__version__}, cuda {torch.version.cuda}")
     bench.product = matmul_peak(bench)

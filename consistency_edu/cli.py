@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FILES', 'COMMANDS', 'toy_command', 'digits_command', 'tell', 'TrainConfig', 'split_changes', 'train_command',
-           'out_of', 'SampleConfig', 'check_sample', 'levels_of', 'noise_for', 'labels_for', 'walk', 'as_png',
-           'sample_command', 'RecipesConfig', 'DoctorConfig', 'recipes_command', 'doctor_command', 'examine',
+           'teacher_of', 'out_of', 'SampleConfig', 'check_sample', 'levels_of', 'noise_for', 'labels_for', 'walk',
+           'as_png', 'sample_command', 'RecipesConfig', 'DoctorConfig', 'recipes_command', 'doctor_command', 'examine',
            'installed', 'gpus', 'SweepConfig', 'all_sweeps', 'sweep_command', 'parse', 'stopped', 'say', 'main']
 
 # %% ../nbs/19_cli.ipynb #cf59297f
@@ -36,7 +36,7 @@ from torch import Tensor
 import consistency_edu
 from .boot import spherical_mix
 from .data import DOWNLOADS, InputError, choose, draw_normal, per_sample
-from .image_methods import grid_of, override
+from .image_methods import Recipe, grid_of, override
 from .image_recipes import RECIPES
 from consistency_edu.image_runs import (
     Run,
@@ -82,7 +82,8 @@ class TrainConfig:
     out: Path | None = None
     """the run's folder; runs/RECIPE if not given"""
     teacher: Path | None = None
-    """the folder of the teacher's run; by default the one of the recipe's teacher beside `out`"""
+    """the folder of the teacher's run; by default the one of the recipe's teacher beside `out`,
+    which for digits is trained first if it is not there"""
     seed: int = 0
     """seeds weights, batches and noise"""
     resume: bool = False
@@ -119,15 +120,28 @@ def train_command(config: TrainConfig) -> None:
     name = choose("recipe", config.recipe, tuple(RECIPES))
     recipe = override(RECIPES[name], config.changes)
     out = out_of(config)
-    teacher = config.teacher
-    if teacher is None and recipe.source and (out.parent / recipe.source).exists():
-        teacher = out.parent / recipe.source
+    teacher = teacher_of(config, recipe)
     if is_first():
         print(f"Training {name} into '{out}'.")
     names = ("seed", "resume", "keep", "save_every", "tensorboard")
     options = {name: getattr(config, name) for name in names}
     folder = train_recipe(recipe, out, teacher=teacher, **options)
     tell({kind: folder / f"{kind}.{end}" for kind, end in FILES.items()})
+
+
+def teacher_of(config: TrainConfig, recipe: Recipe) -> Path | None:
+    """Return the folder of the teacher of `recipe`: the given one, or the one beside `out`.
+
+    One that is not there, and fits, is trained first if a CPU is enough for it.
+    """
+    if config.teacher is not None or not recipe.source:
+        return config.teacher
+    own, beside = RECIPES[recipe.source], out_of(config).parent / recipe.source
+    fits = (own.device, own.data, own.network) == ("cpu", recipe.data, recipe.network)
+    if fits and "RANK" not in os.environ and not (beside / "run.json").exists():
+        print(f"First its teacher: training {own.name} into '{beside}'.")
+        return train_recipe(own, beside, seed=config.seed, resume=True)
+    return beside if beside.exists() else None
 
 
 FILES = {"card": "md", "samples": "png", "metrics": "jsonl", "model": "safetensors"}

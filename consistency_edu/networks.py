@@ -167,10 +167,14 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """Return the normalised `[B, channels, H, W]`, in the dtype of `x`."""
-        if x.is_cuda:  # one sweep over x for the two means, one for the line
+        if x.is_cuda and torch.compiler.is_compiling():  # a sweep for the means, one for the line
             a, b = self.scale_and_shift(x, shift)
             return (a[..., None, None] * x + b[..., None, None]).to(x.dtype)
-        return super().forward(x if shift is None else x + shift[..., None, None].to(x.dtype))
+        x = x if shift is None else x + shift[..., None, None].to(x.dtype)
+        if not x.is_cuda:
+            return super().forward(x)
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.group_norm(x, self.num_groups, weight, bias, self.eps)
 
 # %% ../nbs/04_networks.ipynb #c0ffee02
 def scramble(places: Tensor) -> Tensor:
@@ -182,13 +186,13 @@ def scramble(places: Tensor) -> Tensor:
 class Dropout(nn.Dropout):
     """Set entries of `x` `[B, C, H, W]` to 0 with probability `p` in training, and scale the rest.
 
-    On a GPU the mask is a hash of one random number and each entry's place: made again where it is
-    needed, it costs no memory and hardly any time.
+    Compiled for a GPU, the mask is a hash of one random number and each entry's place: made again
+    where it is needed, it costs no memory and hardly any time.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the thinned `x`."""
-        if not (x.is_cuda and self.training and self.p):
+        if not (x.is_cuda and self.training and self.p and torch.compiler.is_compiling()):
             return super().forward(x)
         return x * self.mask(x) * (1 / (1 - self.p))
 

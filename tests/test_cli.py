@@ -1,6 +1,7 @@
 """The command line: exit statuses, one sentence for bad input, and files that are always whole."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -73,7 +74,7 @@ def test_unknown_words_exit_with_2(args, tmp_path):
         (["digits-cdd"], "did you mean 'digits-cd'?"),
         (["digits-teacher", "--lrr", "1"], "did you mean 'lr'?"),
         (["digits-teacher", "--lr", "fast"], "give a float"),
-        (["digits-cd", "--out", "x"], "train digits-teacher first"),
+        (["digits-cd", "--network", "tiny"], "train digits-teacher first"),
         (["digits-cd", "--teacher", "nowhere"], "no finished run"),
         (["digits-teacher", "--data", "nowhere/here"], "check its path"),
         (["digits-teacher", "--device", "cuda:99"], "cuda"),
@@ -93,6 +94,18 @@ def test_train_runs_finds_its_teacher_and_resumes(tmp_path):
         assert done.returncode == 0 and f"runs/digits-{name}/card.md" in done.stdout, done.stderr
     done = run_cli("train", "digits-cd", "--steps", 5, cwd=tmp_path)
     assert done.returncode == 2 and "--resume" in sentence(done)
+
+
+def test_from_nothing_the_teacher_comes_first(tmp_path, monkeypatch, capsys):
+    quick = dataclasses.replace(cli.RECIPES["digits-teacher"], steps=3)
+    monkeypatch.setitem(cli.RECIPES, "digits-teacher", quick)
+    args = ["train", "digits-cd", "--steps", "3", "--out"]
+    for name, says in (("cd", True), ("other", False)):  # the second finds the teacher there
+        assert cli.main([*args, str(tmp_path / name)]) == 0
+        assert ("First its teacher" in capsys.readouterr().out) == says
+        assert (tmp_path / name / "run.json").exists()
+    made = json.loads((tmp_path / "digits-teacher" / "run.json").read_text())
+    assert made["steps"] == 3 and made["recipe"]["method"] == "teacher"
 
 
 @pytest.mark.slow

@@ -135,6 +135,9 @@ def test_the_norm_keeps_the_dtype_and_its_statistics_wide(device):
     rounded = norm(x.bfloat16(), torch.ones(4, 8, device=device))
     assert rounded.dtype == torch.bfloat16
     assert norm.scale_and_shift(x.bfloat16())[0].dtype == torch.float32
+    wide = norm.scale_and_shift(x.bfloat16().float())
+    for ours, theirs in zip(norm.scale_and_shift(x.bfloat16()), wide):
+        assert torch.allclose(ours, theirs, rtol=1e-5)
     exact = norm(x.bfloat16().float(), torch.ones(4, 8, device=device))
     assert (rounded.float() - exact).abs().max() < 0.05
 
@@ -195,6 +198,21 @@ def test_two_passes_share_their_dropout_masks(device):
         same = network(x, c)
         other = network(x, c)
     assert torch.allclose(goal, same, atol=1e-5) and not torch.allclose(goal, other, atol=1e-3)
+
+
+@on_cuda
+def test_two_compiled_passes_share_their_dropout_masks():
+    network = awake(UNet(width=8, dropout=0.5)).train().cuda()
+    x, c = torch.randn(4, 1, 8, 8, device="cuda"), torch.zeros(4, device="cuda")
+    network.compile(dynamic=False)
+    rewind = remember_dropout(x)
+    with torch.no_grad():
+        goal = network(x, c)
+    rewind()
+    same, other = network(x, c), network(x, c)
+    assert same.requires_grad and torch.allclose(goal, same, atol=1e-5)
+    assert not torch.allclose(goal, other, atol=1e-3)
+    assert torch.allclose(network.eval()(x, c), network(x, c), atol=1e-5)
 
 
 def test_the_hashed_mask_is_fair_and_fresh():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from consistency_edu import training
 from consistency_edu.data import InputError
 from consistency_edu.networks import MLP, Stage, UNet
 from consistency_edu.pf_ode import EDMDenoiser, edm_objective
@@ -248,6 +249,18 @@ def test_speed_up_does_not_hide_errors_that_are_not_the_compilers():
     with pytest.raises(InputError, match="multiples"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         speed_up(painter(), (torch.zeros(2, 1, 7, 8), None), compiles="nothing")
+
+
+def test_too_little_memory_is_not_blamed_on_the_compiler(monkeypatch):
+    def full(*args):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    objective = painter()
+    monkeypatch.setattr(training, "try_out", full)
+    with pytest.raises(torch.cuda.OutOfMemoryError), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        speed_up(objective, next(images()))
+    assert objective.online.network._compiled_call_impl is None
 
 
 def test_try_out_leaves_no_trace():
