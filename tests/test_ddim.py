@@ -105,7 +105,7 @@ def test_the_way_up_undoes_the_way_down_to_first_order(normal, generator):
         codes = invert_ddim(exact, x0, LINEAR, steps=steps)
         back = sample_ddim(exact, codes, LINEAR, steps=steps)
         errors.append(float((back - x0).abs().median()))
-    assert errors[-1] < 0.01 and 1.6 < errors[0] / errors[1] < 2.4
+    assert errors[-1] < 0.02 and 1.6 < errors[0] / errors[1] < 2.4
     path = invert_ddim(exact, x0, LINEAR, steps=50, return_path=True)
     assert path.shape == (51, 200, 2) and torch.allclose(path[0], x0 * LINEAR.alpha[1])
     assert torch.equal(path[-1], invert_ddim(exact, x0, LINEAR, steps=50))

@@ -50,7 +50,12 @@ def test_directions_are_unit_vectors_without_a_favourite(dim):
 def test_sliced_w2_of_a_shift_and_of_a_stretch(generator):
     a = torch.randn(300, 2, generator=generator, dtype=torch.float64)
     mixed = a[torch.randperm(300, generator=generator)]
-    assert abs(sliced_w2(a, mixed + torch.tensor([0.3, 0.4])) - 0.5 / math.sqrt(2)) < 1e-9
+    assert (
+        abs(
+            sliced_w2(a, mixed + torch.tensor([0.3, 0.4], dtype=torch.float64)) - 0.5 / math.sqrt(2)
+        )
+        < 1e-9
+    )
     expected = 0.1 * float(a.square().mean().sqrt())
     assert abs(sliced_w2(a, 1.1 * mixed) - expected) < 1e-9
     for bad in (a[:299], a[:, :1]):
@@ -74,7 +79,7 @@ def test_the_band_and_the_p_value_are_those_of_the_shuffles(generator):
     ]
     assert sum(test.is_inside for test in same) >= 36
     assert 0.35 < sum(test.p_value for test in same) / 40 < 0.65
-    assert all(1 / 61 <= test.p_value <= 1 for test in same)
+    assert all(1 / 61 - 1e-6 < test.p_value <= 1 for test in same)
     a, b = clouds(generator, 200)
     far = energy_test(a, b + 1, shuffles=99, generator=generator)
     assert not far.is_inside and abs(far.p_value - 0.01) < 1e-6

@@ -65,7 +65,7 @@ def test_the_error_of_a_step_falls_with_its_order(step, order, normal):
     def error(gap):
         return (step(exact, x, at(1.0), at(1 - gap)) - exact_solution(x, 1.0, 1 - gap)).norm()
 
-    assert abs(float(error(0.02) / error(0.01)) - 2 ** (order + 1)) < 0.1 * 2**order
+    assert abs(float(error(0.004) / error(0.002)) - 2 ** (order + 1)) < 0.1 * 2**order
 
 
 def test_slopes_point_away_from_the_denoised():
