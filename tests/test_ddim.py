@@ -109,6 +109,8 @@ def test_the_way_up_undoes_the_way_down_to_first_order(normal, generator):
     path = invert_ddim(exact, x0, LINEAR, steps=50, return_path=True)
     assert path.shape == (51, 200, 2) and torch.allclose(path[0], x0 * LINEAR.alpha[1])
     assert torch.equal(path[-1], invert_ddim(exact, x0, LINEAR, steps=50))
+    first = ddim_step(path[0], LINEAR.denoise(exact, path[0], 1), LINEAR.lam[1], LINEAR.lam[20])
+    assert torch.allclose(path[1], first)
     truth = (x0 - torch.tensor([0.3, -0.2])) / 0.5  # the Gaussian's own code, rank for rank
     fine = invert_ddim(exact, x0, LINEAR, steps=500)
     assert torch.allclose(fine, truth, atol=0.05)
