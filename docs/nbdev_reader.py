@@ -2,7 +2,8 @@
 
 hide, default_exp, include: false -> the cell goes; echo: false -> its code goes;
 output: false -> its output goes; code-fold -> its code folds, under its code-summary; a heading
-ending in ` -` goes, as do calls of nbdev_export.  The first markdown cell's `> summary` line stays a quote.
+ending in ` -` goes, as do calls of nbdev_export.  The first markdown cell's `> summary` line stays
+a quote.
 """
 
 import re
