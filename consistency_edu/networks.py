@@ -204,7 +204,7 @@ class Dropout(nn.Dropout):
         keep = scramble(places ^ seed) >= int((self.p - 0.5) * 2**32)
         return keep.view(B, H, W, C).permute(0, 3, 1, 2)
 
-
+# %% ../nbs/04_networks.ipynb #267a67f4
 def remember_dropout(x: Tensor) -> Callable[[], None]:
     """Remember the generator that dropout on `x`'s device draws from; the result rewinds it.
 
@@ -315,13 +315,7 @@ class DownPath(nn.Module):
     """
 
     def __init__(
-        self,
-        width: int,
-        sizes: Sequence[int],
-        attends: Sequence[bool],
-        *,
-        blocks: int,
-        **options,
+        self, width: int, sizes: Sequence[int], attends: Sequence[bool], *, blocks: int, **options
     ):
         super().__init__()
         self.stages, self.widths = nn.ModuleList(), [width]
@@ -367,9 +361,8 @@ class UpPath(nn.Module):
                 now = sizes[level]
             for k in range(blocks + 1):
                 attend = attends[level] and k == blocks
-                self.stages.append(
-                    Stage(now + widths.pop(), sizes[level], attends=attend, **options)
-                )
+                inputs = now + widths.pop()
+                self.stages.append(Stage(inputs, sizes[level], attends=attend, **options))
                 now = sizes[level]
 
     def forward(self, h: Tensor, skips: Sequence[Tensor], context: Tensor) -> Tensor:

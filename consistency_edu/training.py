@@ -109,7 +109,7 @@ def read_later(value: Tensor) -> Callable[[], float]:
     sent.record()
     return lambda: (sent.synchronize(), on_cpu.item())[1]
 
-
+# %% ../nbs/05_training.ipynb #58197073
 def add_gradient(
     objective: nn.Module,
     batch: tuple[Tensor, Tensor | None],
@@ -229,7 +229,7 @@ def progress(steps: int, title: str, **options) -> tqdm:
     options = {"leave": False, "disable": bool(os.environ.get("IN_TEST")), **options}
     return tqdm(total=steps, desc=title, **options)
 
-
+# %% ../nbs/05_training.ipynb #a113022f
 def fit(
     objective: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor | None]],
@@ -304,7 +304,7 @@ def try_out(objective: nn.Module, batch: tuple[Tensor, Tensor | None]) -> None:
         objective.zero_grad(set_to_none=True)
         set_randomness(before)
 
-
+# %% ../nbs/05_training.ipynb #a5802b20
 def speed_up(
     objective: nn.Module,
     batch: tuple[Tensor, Tensor | None],
@@ -393,7 +393,7 @@ def write_bytes(path: Path, content: bytes) -> str:
         os.fsync(file.fileno())
     return checksum(content)
 
-
+# %% ../nbs/05_training.ipynb #74c9cd24
 def save_checkpoint(folder: str | Path, state: TrainState, **more) -> Path:
     """Write all of `state`, which `train` yielded, to `folder`, replacing it; return the path.
 
@@ -430,7 +430,7 @@ class Checkpoint:
         """The number of steps that had been taken."""
         return self.info["step"]
 
-
+# %% ../nbs/05_training.ipynb #817b1674
 class DamagedCheckpoint(InputError):
     """A checkpoint that is not as it was written."""
 
@@ -454,7 +454,7 @@ def unpack(folder: Path) -> Checkpoint:
         raise ValueError(f"it says that it is of step {checkpoint.step}")
     return checkpoint
 
-
+# %% ../nbs/05_training.ipynb #4ac9aeea
 def load_checkpoint(folder: str | Path) -> Checkpoint:
     """Read the checkpoint in `folder` to the CPU; InputError if there is none, or a damaged one."""
     folder = Path(folder)

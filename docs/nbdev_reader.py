@@ -1,8 +1,9 @@
 """Read an nbdev notebook for the website: obey its `#|` lines, then drop them.
 
 hide, default_exp, include: false -> the cell goes; echo: false -> its code goes;
-output: false -> its output goes; code-fold -> its code folds; a heading ending in ` -` goes,
-as do calls of nbdev_export.  The first markdown cell's `> summary` line stays a quote.
+output: false -> its output goes; code-fold -> its code folds, under its code-summary; a heading
+ending in ` -` goes, as do calls of nbdev_export.  The first markdown cell's `> summary` line stays
+a quote.
 """
 
 import re
@@ -55,6 +56,10 @@ def read(text: str, fold_exports: bool = False, for_site: bool = False) -> nbfor
                 fold_exports and d.keys() & {"export", "exports", "exporti"}
             ):
                 tags.add("hide-input")
+            if "code-summary" in d:
+                summary = d["code-summary"].strip("\"'")
+                prompts = {"code_prompt_show": summary, "code_prompt_hide": summary}
+                cell.metadata.setdefault("mystnb", {}).update(prompts)
             cell.metadata["tags"] = sorted(tags)
             if for_site:
                 link_pages(cell.outputs)

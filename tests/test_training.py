@@ -89,6 +89,16 @@ def test_a_step_is_adams_step_at_the_schedules_rate():
     assert all(p.grad is None for p in ours.online.parameters())
 
 
+def test_the_average_follows_every_step():
+    objective = Line()
+    average = EMA(objective.online, 0.9)
+    for state in train(objective, endless(), steps=6, lr=0.1, ema_decay=0.9):
+        average.update(objective.online)
+        assert torch.equal(state.ema.model.weight, average.model.weight)
+    assert state.ema.updates == 6
+    assert not torch.equal(state.ema.model.weight, objective.online.weight)
+
+
 def test_batches_that_run_out_end_the_run():
     few = [batch for _, batch in zip(range(3), endless())]
     assert len(list(train(Line(), few, steps=10))) == 3
