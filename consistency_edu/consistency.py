@@ -74,7 +74,7 @@ class ExactConsistency(nn.Module):
             x = x + h / 6 * (a + 2 * b + 2 * c + d)
         return x
 
-
+# %% ../nbs/09_consistency.ipynb #4c355e8eb
 def check_range(sigma_min: float, sigma_max: float) -> None:
     """Raise InputError unless 0 < `sigma_min` < `sigma_max`."""
     if not 0 < sigma_min < sigma_max:
@@ -191,7 +191,7 @@ class ConsistencyModel(nn.Module):
         c_in = 1 / (level**2 + self.sigma_data**2).sqrt()
         return c_skip * x + c_out * self.network(c_in * x, sigma.log() / 4, labels)
 
-
+# %% ../nbs/09_consistency.ipynb #a4fc4accb
 class NaiveConsistencyModel(ConsistencyModel):
     """A consistency function: x at sigma_min, the bare network elsewhere (CM paper eq. 4)."""
 
@@ -242,7 +242,7 @@ def _l2(a: Tensor, b: Tensor) -> Tensor:
 def _huber(a: Tensor, b: Tensor) -> Tensor:
     return (_l2(a, b) + 0.03**2).sqrt() - 0.03
 
-
+# %% ../nbs/09_consistency.ipynb #c0900020b
 # name -> distance and weight; chapter 11 has these and more, with their reasons
 LOSSES = {"l2": (_l2, None), "pseudo-Huber": (_huber, lambda low, high: 1 / (high - low))}
 
@@ -340,6 +340,8 @@ def _setting(coefficients: str, loss: str, **changes) -> dict:
 
 
 _PACES = {"Adam": {"l2": 1e-3, "pseudo-Huber": 1e-3}, "SGD": {"l2": 0.1, "pseudo-Huber": 0.01}}
+
+# %% ../nbs/09_consistency.ipynb #c0900027b
 CONSISTENCY_SWEEPS = {
     "letting_go": Sweep(
         "letting_go",

@@ -73,7 +73,7 @@ def num_points(step: int, total: int, s0: int = 2, s1: int = 150) -> int:
     scaled = k * ((s1 + 1) ** 2 - s0**2) + total * s0**2  # `total` times what stands under the root
     return math.isqrt(-(-scaled // total) - 1) + 1
 
-
+# %% ../nbs/12_consistency_training.ipynb #07fdabbab
 def target_decay(points: int, s0: int = 2, mu0: float = 0.9, denominator: str = "N") -> float:
     """Return mu(k) = exp(`s0` ln `mu0` / N) for N = `points`; 0 for `mu0` = 0 (no slow target).
 
@@ -201,7 +201,7 @@ class Exam:
             for name, loss in losses.items()
         }
 
-
+# %% ../nbs/12_consistency_training.ipynb #c12examb
 exam = lru_cache(Exam)  # solving for the exact answers takes seconds: once is enough
 
 # %% ../nbs/12_consistency_training.ipynb #c12goals
@@ -220,7 +220,7 @@ class Goals(NamedTuple):
         scatter = (self.values - self.mean()[:, None]).square().sum(-1)
         return (self.odds * scatter).sum(1)
 
-
+# %% ../nbs/12_consistency_training.ipynb #c12goalsb
 def posterior_goals(
     target: Callable, denoiser: ExactDenoiser, x: Tensor, low: Tensor, high: Tensor
 ) -> Goals:
@@ -245,7 +245,7 @@ class Losses(NamedTuple):
     cd: Tensor
     ct: Tensor
 
-
+# %% ../nbs/12_consistency_training.ipynb #c12lossesb
 def exact_losses(
     online: Callable,
     target: Callable,
@@ -284,10 +284,12 @@ RECIPE = {
     "draws": 1,
     "gain": 1.0,
 }
+
 DISTANCES = {"l1": l1, "squared_l2": squared_l2, "pseudo_huber": pseudo_huber}
+
 WEIGHTS = {"uniform": uniform_weight, "inverse_gap": inverse_gap}
 
-
+# %% ../nbs/12_consistency_training.ipynb #c12objectiveb
 def toy_objective(setting: dict) -> nn.Module:
     """Build the objective that `setting`, filled up from RECIPE, describes, with a new network.
 
@@ -325,7 +327,7 @@ def train_ends(setting: dict, seed: int) -> dict:
     ends = sample_one_step(model, exam((RECIPE | setting)["dataset"]).noise[:100])
     return curve[-1] | {"ends": [round(v, 4) for v in ends.flatten().tolist()]}
 
-
+# %% ../nbs/12_consistency_training.ipynb #c12runb
 def begin(setting: dict, seed: int) -> tuple[nn.Module, Iterator[TrainState]]:
     """Return the objective that `setting` describes and its training from `seed`, step by step."""
     s = RECIPE | setting
@@ -388,6 +390,8 @@ def train_fast(setting: dict, seed: int, **options) -> dict:
 
 # %% ../nbs/12_consistency_training.ipynb #c12sweeps
 FIVE = range(5)
+
+# %% ../nbs/12_consistency_training.ipynb #c12sweepsb
 CT_SWEEPS: dict[str, Sweep] = {
     sweep.name: sweep
     for sweep in (

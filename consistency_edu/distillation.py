@@ -90,7 +90,7 @@ def inverse_gap(low: Tensor, high: Tensor) -> Tensor:
     """Weigh the interval from `low` to `high` `[B]` by 1 / (high - low) (iCT)."""
     return 1 / (high - low)
 
-
+# %% ../nbs/11_distillation.ipynb #fc15d20ab
 class TargetNetwork(nn.Module):
     """The target role of `online`: a slow copy with decay mu, or `online` itself if mu stays 0."""
 
@@ -119,7 +119,7 @@ class Pair(NamedTuple):
     cleaner: Tensor
     low: Tensor
 
-
+# %% ../nbs/11_distillation.ipynb #17bba93fb
 class ConsistencyDistillation(nn.Module):
     """Train `online` to be the consistency function of `teacher`'s ODE (CM paper, algorithm 2).
 
@@ -168,7 +168,7 @@ class ConsistencyDistillation(nn.Module):
         """Let the target network follow the online one."""
         self.target.follow(self.decay)
 
-
+# %% ../nbs/11_distillation.ipynb #17bba93fc
 def check_grid(sigmas: Tensor) -> None:
     """Raise InputError unless `sigmas` is an ascending grid of at least two noise levels."""
     if sigmas.ndim != 1 or len(sigmas) < 2 or not (sigmas.diff() > 0).all() or sigmas[0] <= 0:
@@ -198,7 +198,7 @@ def bounded(value: float, most: float = 1000.0) -> float:
     """Return `value`, or `most` if it is larger or not finite: a table must hold runaways too."""
     return value if value < most else most
 
-
+# %% ../nbs/11_distillation.ipynb #b175e6f1b
 @functools.lru_cache
 def toy_judge(dataset: str, count: int = 4000) -> ToyJudge:
     """Draw `count` noises and points of `dataset` from a fixed seed, and solve the exact ODE."""
@@ -236,15 +236,18 @@ class UnstoppedDistillation(ConsistencyDistillation):
 
 # %% ../nbs/11_distillation.ipynb #86e2b971
 SOLVERS: dict[str, Callable] = {"euler": euler_step, "heun": heun_step}
+
 DISTANCES: dict[str, Callable] = {"l1": l1, "l2": squared_l2, "huber": pseudo_huber}
+
 WEIGHTS: dict[str, Callable] = {"one": uniform_weight, "gap": inverse_gap}
+
 FLOWS: dict[str, type] = {
     "paper": ConsistencyDistillation,
     "swapped": SwappedDistillation,
     "unstopped": UnstoppedDistillation,
 }
 
-
+# %% ../nbs/11_distillation.ipynb #86e2b971b
 @dataclass(frozen=True)
 class ToySetting:
     """One distillation on points, its choices by name, so that it fits into a table of runs.
@@ -306,7 +309,7 @@ def started(teacher: Callable, gain: float = 1.0) -> ConsistencyModel:
         online.network.load_state_dict(teacher.network.state_dict())
     return online
 
-
+# %% ../nbs/11_distillation.ipynb #9f427ed6b
 @functools.lru_cache
 def learned_teacher(dataset: str, seed: int, gain: float = 1.0, steps: int = 3000) -> EDMDenoiser:
     """Train a denoiser of `dataset` from `seed`; asked again, it returns the same one."""
@@ -346,7 +349,7 @@ def denoiser_error(denoiser: Callable, dataset: str, sigma: float = 0.1) -> floa
     wrong = denoiser(x, level) - ExactDenoiser(toy(dataset))(x, level)
     return float(wrong.square().sum(1).mean().sqrt())
 
-
+# %% ../nbs/11_distillation.ipynb #a7621d3cb
 def compare_one_step(setting: dict, seed: int) -> dict:
     """Distil as `ToySetting(**setting)` says, and tell the student's error from its teacher's.
 
@@ -410,7 +413,7 @@ def unit(maps: Tensor) -> Tensor:
     """Scale `maps` `[B, C, ...]` to length 1 over the channels, with a gradient even at 0."""
     return maps * (maps.square().sum(1, keepdim=True) + 1e-10).rsqrt()
 
-
+# %% ../nbs/11_distillation.ipynb #6eee0a4ab
 def positions(maps: Tensor) -> int:
     """Return the number of positions of `maps` `[B, C, ...]`."""
     return maps[0, 0].numel()
@@ -446,7 +449,7 @@ class DigitFeatures(nn.Module):
         """Return the scores of the ten classes `[B, 10]`."""
         return self.last(self.embed(x))
 
-
+# %% ../nbs/11_distillation.ipynb #e592b893b
 def train_digit_features(seed: int = 0, *, width: int = 16, steps: int = 300) -> DigitFeatures:
     """Train a digits classifier of `width` from `seed` for `steps` steps and return it, frozen."""
     torch.manual_seed(seed)
@@ -462,6 +465,7 @@ def train_digit_features(seed: int = 0, *, width: int = 16, steps: int = 300) ->
 
 # %% ../nbs/11_distillation.ipynb #516f919f
 DIGIT_SIGMAS = (0.002, 20.0)
+
 JUDGES = ("same", "other", "pixels")
 
 
@@ -484,7 +488,7 @@ class DigitJudge(NamedTuple):
         pairs = [(look(cloud), look(self.real)) for look in looks]
         return {name: frechet_distance(*pair) for name, pair in zip(JUDGES, pairs)}
 
-
+# %% ../nbs/11_distillation.ipynb #516f919fb
 @functools.lru_cache
 def digit_judge(count: int = 1347) -> DigitJudge:
     """Train both classifiers, and draw the noise for `count` samples, all from fixed seeds."""
@@ -503,7 +507,7 @@ def digit_teacher(seed: int, steps: int = 2000) -> EDMDenoiser:
     batches = tensor_batches(real, None, 256, generator=generator)
     return fit(objective, batches, steps=steps, lr=2e-3, generator=generator).model
 
-
+# %% ../nbs/11_distillation.ipynb #516f919fc
 def distil_digits(setting: dict, seed: int) -> dict:
     """Distil a learned teacher of digits with the `points`, `solver` and `distance` of `setting`.
 
@@ -589,7 +593,7 @@ def race(
         start = time.process_time()
     return {"seconds": spent, "taken": state.step, **found, "is_reached": found["w2"] <= goal}
 
-
+# %% ../nbs/11_distillation.ipynb #1e1556fab
 def time_to_quality(setting: dict, seed: int, *, goal: float = 0.05, every: int = 20) -> dict:
     """Distil as `ToySetting(**setting)` says in a `race` for `goal`.
 
@@ -640,7 +644,7 @@ def knobs(**lists: Sequence) -> list[dict]:
         found = [{**setting, name: value} for setting in found for value in values]
     return found
 
-
+# %% ../nbs/11_distillation.ipynb #18b35ce5b
 def set_settings() -> list[dict]:
     """Return all sets with an exact and a learned teacher, and circles also without a gain."""
     names = ("dataset", "teacher", "gain", "steps")
@@ -656,7 +660,7 @@ def digit_knobs() -> list[dict]:
     others = itertools.product((18,), ("heun",), ("l1", "huber", "unit_features"), (1500,))
     return [dict(zip(names, values)) for values in (*ends, *others)]
 
-
+# %% ../nbs/11_distillation.ipynb #18b35ce5c
 CD_SWEEPS: dict[str, Sweep] = {
     sweep.name: sweep
     for sweep in (

@@ -67,7 +67,7 @@ def sample_multistep(
         path += [noisy, clean]
     return torch.stack(path) if return_path else clean
 
-
+# %% ../nbs/10_sampling.ipynb #f33ddf2db
 def check_time_points(model: nn.Module, sigmas: Tensor) -> Tensor:
     """Return `sigmas` as float64 `[N]` if `model` can be sampled at them, else say what to do."""
     sigmas = check_decreasing(sigmas)
@@ -94,7 +94,7 @@ class Search(NamedTuple):
     value: float
     seen: dict[int, float]
 
-
+# %% ../nbs/10_sampling.ipynb #c1000010b
 def ternary_search(objective: Callable[[int], float], low: int, high: int) -> Search:
     """Minimise `objective` over the integers `low` to `high`, both included.
 
@@ -158,7 +158,7 @@ class TimePoints(NamedTuple):
     value: float
     seen: dict[tuple[float, ...], float]
 
-
+# %% ../nbs/10_sampling.ipynb #c1000019b
 def search_time_points(
     objective: Callable[[Tensor], float], grid: Tensor, count: int
 ) -> TimePoints:
@@ -204,7 +204,7 @@ def toy_student(dataset: str, points: int, generator: torch.Generator, steps: in
     batches = tensor_batches(tracks, None, 256, generator=generator)
     return fit(objective, batches, steps=steps, lr=3e-3, generator=generator).model
 
-
+# %% ../nbs/10_sampling.ipynb #c1000024b
 def sampling_run(setting: dict, seed: int, count: int = 4000) -> dict:
     """Judge a student (or the exact f) of `setting`'s toy set at 1 to 8 steps, and along tau.
 

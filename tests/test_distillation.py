@@ -1,6 +1,8 @@
 """Consistency distillation: who sees which argument, who gets a gradient, and what has no loss."""
 
 import inspect
+import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -384,6 +386,16 @@ def test_the_clock_stops_at_the_goal(monkeypatch):
     never = cd.time_to_quality(setting, 0, goal=0.0, every=20)
     assert not never["is_reached"] and never["taken"] == 60 and never["seconds"] > early["seconds"]
     assert early["teacher_seconds"] < 1
+    seldom = cd.time_to_quality(setting, 0, goal=0.0, every=40)
+    assert seldom["w2"] == never["w2"] and seldom["taken"] == 60  # the end is looked at, too
+
+
+def test_the_clock_counts_all_training_and_no_judging(monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(cd.time, "process_time", lambda: next(clock))
+    states = [SimpleNamespace(step=n, ema=SimpleNamespace(model=None)) for n in range(1, 7)]
+    judge = SimpleNamespace(measure=lambda model: {"w2": 1.0})
+    assert cd.race(iter(states), judge, 6, every=2)["seconds"] == 3  # a tick for each of 3 looks
 
 
 def test_digits_are_distilled_and_judged(monkeypatch):
