@@ -457,6 +457,15 @@ def test_the_bench_has_two_forms(form, sigma_data, low, quick):
     assert bench.measure(walk, bench.teacher)["paired"] > 0.1
 
 
+def test_many_samples_are_held_to_as_many_points(quick):
+    bench = progressive.Bench()
+    good = bench.many(FewStepStudent(bench.exact, progressive.GRIDS["edm"](32)), 3000)
+    bad = bench.many(FewStepStudent(Constant(0.2), [0.002, 5.0]), 3000)
+    for numbers in (good, bad):
+        assert 0 < numbers["floor_many"] < 0.05
+    assert good["w2_many"] < 0.08 and bad["w2_many"] > 0.3
+
+
 @pytest.mark.parametrize("name", progressive.PROGRESSIVE_SWEEPS)
 def test_every_sweep_can_do_a_short_run(name, quick):
     sweep = progressive.PROGRESSIVE_SWEEPS[name]
