@@ -381,7 +381,7 @@ def shrink(x: Tensor, sigma: Tensor) -> Tensor:
     return x * 0.5 / (sigma**2 + 0.25).sqrt()
 
 # %% ../nbs/18_recipes.ipynb #tr000022
-def animate_run(run: ToyRun, path: Path, frames: int = 48, count: int = 300) -> Path:
+def animate_run(run: ToyRun, path: Path, frames: int = 36, count: int = 300) -> Path:
     """Write a GIF to `path`: the teacher's ODE walks, the CD student jumps, from the same noise."""
     noise = run.judge.noise[:count]
     levels = torch.cat([karras_sigmas(frames - 12, SIGMA_MIN, SIGMA_MAX).flip(0), torch.zeros(1)])
