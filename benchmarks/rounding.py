@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--only", default=",".join(PRECISIONS))
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "rounding.json"))
@@ -60,7 +61,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     card = torch.cuda.get_device_name() if args.device != "cpu" else "cpu"
     found = {"card": card, "torch": torch.__version__, **vars(args), "losses": {}}
-    for seed in range(args.seeds):
+    for seed in range(args.first, args.first + args.seeds):
         for name in args.only.split(","):
             start = time.perf_counter()
             loss = end(PRECISIONS[name], seed, args)

@@ -1,7 +1,7 @@
 """How many images a second do the training steps and the sampler handle, and how well is the card used?
 
     python3 benchmarks/throughput.py --minutes 8 --profile          # edm and small, all steps
-    python3 benchmarks/throughput.py --network small --only edm --mode reduce-overhead
+    python3 benchmarks/throughput.py --network small --compiles graphs
     python3 benchmarks/throughput.py --device cpu --tiny            # a rehearsal, in seconds
     torchrun --nproc_per_node 2 benchmarks/throughput.py --ddp      # two GPUs against one
 
@@ -201,6 +201,8 @@ def measure_step(bench: Bench, name: str, kind: str, batch: int, *, change=None,
     compile_seconds = bench.wait() - start
     generator = torch.Generator(bench.device).manual_seed(0)
     run = train(objective, batches, steps=10**6, lr=1e-4, generator=generator)
+    losses = [next(run).loss for _ in range(4)]
+    say(f"    losses of the first steps: {', '.join(f'{loss:.4f}' for loss in losses)}")
     return finish(bench, (name, kind, batch), lambda: next(run), compile_seconds, is_compiled)
 
 
@@ -235,7 +237,8 @@ def measure_sampling(bench: Bench, name: str, batch: int, *, change=None, **opti
     compiled = compile_networks(model, options.pop("compiles", "networks"), **options)
     noise = torch.randn(batch, 3, bench.size, bench.size, device=bench.device)
     start = bench.wait()
-    sample_one_step(model, noise)
+    for _ in range(3 if bench.args.compiles == "graphs" else 1):
+        sample_one_step(model, noise)
     compile_seconds = bench.wait() - start
     step = lambda: sample_one_step(model, noise)
     return finish(bench, (name, "one-step sampling", batch), step, compile_seconds, bool(compiled))
@@ -333,7 +336,8 @@ def save(bench: Bench) -> None:
     folder = Path(bench.args.out)
     folder.mkdir(parents=True, exist_ok=True)
     card = bench.card.lower().replace(" ", "_").replace("/", "_")
-    name = f"throughput_{card}{'_x2' if bench.args.ddp else ''}{'_tiny' if bench.args.tiny else ''}"
+    flags = {"x2": bench.args.ddp, "tiny": bench.args.tiny, bench.args.title: bench.args.title}
+    name = "_".join(["throughput", card, *(word for word, is_on in flags.items() if is_on)])
     content = {
         "card": bench.card,
         **bench.product,
@@ -368,13 +372,12 @@ def run_all(bench: Bench) -> None:
         import variants
 
         change = variants.compare(bench, attempt, say) or change
-    words = {"compiles": args.compiles, "mode": args.mode, "fused": "fused norm" * args.fused}
-    variant = ", ".join(word for word in words.values() if word and word != "networks")
+    words = {"graphs": "CUDA graphs", "stages": "by stages", "nothing": "not compiled"}
+    words = [words.get(args.compiles, ""), "fused norm" * args.fused]
+    variant = ", ".join(word for word in words if word)
 
     def step(name, kind):
         options = {"compiles": args.compiles, "change": change}
-        if args.mode:
-            options["mode"] = args.mode
         if kind == "one-step sampling":
             row = measure_sampling(bench, name, args.batch, **options)
         else:
@@ -449,10 +452,12 @@ def parse() -> argparse.Namespace:
         "--minutes", type=float, default=8.0, help="stop starting things after this"
     )
     parser.add_argument("--batch", type=int, default=0, help="images per step (default 512)")
-    parser.add_argument("--compiles", default="networks", help="networks, stages or nothing")
+    parser.add_argument(
+        "--compiles", default="networks", help="networks, graphs, stages or nothing"
+    )
     parser.add_argument("--network", default="edm,small", help="U-Nets; --ddp takes the first")
     parser.add_argument("--only", default=",".join(STEPS), help="the steps, in this order")
-    parser.add_argument("--mode", default="", help="reduce-overhead: CUDA graphs")
+    parser.add_argument("--title", default="", help="added to the name of the results' file")
     first = "as in the package,fused norm kernel,pairs unstacked"
     parser.add_argument("--which", default=first, help="the variants to compare; '' for all")
     parser.add_argument("--out", default=str(Path(__file__).parent / "results"))

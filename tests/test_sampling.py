@@ -304,6 +304,29 @@ def test_runs_of_the_sweep_are_repeatable_and_whole(monkeypatch):
     assert first["by_tau_again"][index] == pytest.approx(first["searched"][0])
 
 
+def test_searched_levels_are_judged_with_noise_that_the_search_has_not_seen(monkeypatch):
+    seeds, given = [], sampling.sampling_objective
+    monkeypatch.setattr(
+        sampling, "toy_student", lambda *a: ConsistencyModel(MLP(width=16), sigma_max=5.0)
+    )
+    monkeypatch.setattr(
+        sampling,
+        "sampling_objective",
+        lambda *a, seed, **options: seeds.append(seed) or given(*a, seed=seed, **options),
+    )
+    for seed in (0, 1):
+        sampling_run(dict(SAMPLING_SWEEPS["sampling_steps"].settings[0]), seed, count=20)
+    assert len(set(seeds)) == len(seeds) == 4
+
+
+def test_the_search_looks_no_more_than_it_must():
+    for n, most in ((1, 1), (2, 2), (16, 8), (60, 15)):
+        looks = [
+            len(ternary_search(lambda i, at=at: abs(i - at), 0, n - 1).seen) for at in range(n)
+        ]
+        assert max(looks) == most
+
+
 @pytest.mark.slow
 def test_a_toy_student_learns(generator):
     torch.manual_seed(0)
