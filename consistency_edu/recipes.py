@@ -60,7 +60,7 @@ from .training import Fitted, fit
 class ToyConfig:
     """All methods on one toy set: a table (results/), a figure and a GIF (images/) under `out`.
 
-    Took 264 s with the defaults on two slow CPU cores.
+    With the defaults its training took 140 s on two threads of a busy server.
     """
 
     dataset: str = "moons"
