@@ -6,7 +6,7 @@
 __all__ = ['SIGMA_MIN', 'SIGMA_MAX', 'BATCH', 'POINTS', 'GRIDS', 'WEIGHTS', 'DISTANCES', 'STEPS', 'VERSUS', 'METHODS', 'JUDGED',
            'START', 'PROGRESSIVE_SWEEPS', 'FewStepStudent', 'check_levels', 'Pairs', 'make_pairs', 'DirectDistillation',
            'velocity_objective', 'learn_teacher', 'Bench', 'direct_student', 'jump_goal', 'cosine_sigmas',
-           'truncated_snr', 'ProgressiveDistillation', 'draw_double_step', 'check_halving', 'Round',
+           'truncated_snr', 'draw_double_step', 'check_halving', 'ProgressiveDistillation', 'Round',
            'progressive_rounds', 'sample_progressive', 'halving_rounds', 'one_step_work', 'pairs_work', 'start_work',
            'cd_samples', 'pd_samples', 'versus_work', 'floor_work']
 
@@ -43,13 +43,13 @@ from consistency_edu.pf_ode import (
     karras_sigmas,
     solve_pf_ode,
 )
-from .sampling import sample_multistep, sample_one_step
+from .sampling import OneStepStudent, sample_multistep, sample_one_step
 from .score import DenoisingScoreMatching, ExactDenoiser, inverse_square
 from .sweeps import Sweep
 from .training import Fitted, fit
 
 # %% ../nbs/13_direct_and_progressive.ipynb #749843ba
-class FewStepStudent(nn.Module):
+class FewStepStudent(OneStepStudent):
     """A denoiser walked by Euler steps down ascending `sigmas` `[k + 1]`, as a model f(x, sigma).
 
     It exists at sigma_max alone and costs k evaluations, so one of 2 points is a one-step model.
@@ -57,24 +57,19 @@ class FewStepStudent(nn.Module):
     """
 
     def __init__(self, denoiser: nn.Module, sigmas: Tensor):
-        super().__init__()
         sigmas = check_levels(sigmas)
+        ends = {"sigma_min": float(sigmas[0]), "sigma_max": float(sigmas[-1])}
+        super().__init__(**ends, method="direct or progressive distillation")
         self.denoiser = denoiser
         self.register_buffer("sigmas", sigmas)
-        self.sigma_min, self.sigma_max = float(sigmas[0]), float(sigmas[-1])
 
     @property
     def steps(self) -> int:
         """The number k of evaluations that a sample costs."""
         return len(self.sigmas) - 1
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return x at sigma_min `[B, ...]` for `x` at sigma_max; other `sigma` raise InputError."""
-        if (sigma - self.sigma_max).abs().max() > 1e-5 * self.sigma_max:
-            raise InputError(
-                f"this student has learnt to start from sigma_max = {self.sigma_max:g} only: it "
-                "has no answer at other levels, so sample with sample_one_step."
-            )
+    def jump(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return x at sigma_min `[B, ...]` for `x` at sigma_max."""
         levels = [s.to(x).expand(len(x)) for s in self.sigmas.flip(0)]
         for high, low in zip(levels[:-1], levels[1:]):
             x = euler_step(self.denoiser, x, high, low, labels)
@@ -120,7 +115,7 @@ def make_pairs(
 
 # %% ../nbs/13_direct_and_progressive.ipynb #492b2692
 class DirectDistillation(nn.Module):
-    """Train `online`, a one-step model, to map noise where `teacher`'s ODE takes it (no data).
+    """Train `online`, a FewStepStudent, to map noise where `teacher`'s ODE takes it (no data).
 
     Each batch solves the ODE down ascending `sigmas` with `solver`, unless finished `pairs` are
     given: rows of them are then drawn, and the teacher rests.  Source: slide "Direct Distillation
@@ -161,7 +156,7 @@ class DirectDistillation(nn.Module):
         noise, sample, labels = self.draw(x, labels, generator)
         self.last_sigma = torch.full_like(x.flatten(1)[:, 0], self.online.sigma_max)
         start = self.online.sigma_max * noise
-        return self.distance(self.online(start, self.last_sigma, labels), sample)
+        return self.distance(self.online.jump(start, labels), sample)
 
 # %% ../nbs/13_direct_and_progressive.ipynb #127e9a6a
 SIGMA_MIN, SIGMA_MAX, BATCH, POINTS = 0.002, 5.0, 512, 4000
@@ -199,10 +194,10 @@ def learn_teacher(dataset: str, form: str, seed: int, steps: int = 4000) -> EDMD
 class Bench:
     """A toy `dataset`, a learned teacher of `form`, and the noises that all students start from."""
 
-    def __init__(self, dataset: str = "moons", form: str = "edm", seed: int = 0):
+    def __init__(self, dataset: str = "moons", form: str = "edm", seed: int = 0, **teacher):
         self.mixture, self.form = toy(dataset), form
         self.exact = ExactDenoiser(self.mixture)
-        self.teacher = learn_teacher(dataset, form, seed)
+        self.teacher = learn_teacher(dataset, form, seed, **teacher)
         self.generator = torch.Generator().manual_seed(1000 + seed)
         self.noise = draw_normal(torch.empty(POINTS, self.mixture.dim), self.generator)
         self.fresh = draw_points(self.mixture, POINTS, generator=self.generator)[0]
@@ -282,6 +277,30 @@ def truncated_snr(sigma: Tensor) -> Tensor:
     """
     return sigma.square().reciprocal().clamp(min=1)
 
+# %% ../nbs/13_direct_and_progressive.ipynb #68fac001
+def draw_double_step(
+    sigmas: Tensor, like: Tensor, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw one student step, two intervals of `sigmas` `[2 N + 1]`, for each row of `like`.
+
+    Returns its cleaner end, its middle and its noisier end, `[B]` each.
+    """
+    count = (len(sigmas) - 1) // 2
+    step = (draw_uniform(like, generator) * count).long().clamp(max=count - 1).to(sigmas.device)
+    low, middle, high = (sigmas[2 * step + k].to(like) for k in range(3))
+    return low, middle, high
+
+
+def check_halving(sigmas: Tensor) -> Tensor:
+    """Return the ascending grid `sigmas` if its intervals pair up, else say what to give."""
+    sigmas = check_levels(sigmas)
+    if len(sigmas) % 2 == 0:
+        raise InputError(
+            f"{len(sigmas) - 1} intervals do not pair up: give an odd number of points, "
+            "karras_sigmas(2 * N + 1)."
+        )
+    return sigmas
+
 # %% ../nbs/13_direct_and_progressive.ipynb #68faca3b
 class ProgressiveDistillation(nn.Module):
     """Train `online`, a denoiser, to do in one Euler step what `teacher` does in two.
@@ -331,30 +350,6 @@ class ProgressiveDistillation(nn.Module):
         noisy = x + per_sample(high, x) * draw_normal(x, generator)
         goal = self.goal(noisy, (low, middle, high), labels)
         return self.weight(high) * self.distance(self.online(noisy, high, labels), goal)
-
-
-def draw_double_step(
-    sigmas: Tensor, like: Tensor, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw one student step, two intervals of `sigmas` `[2 N + 1]`, for each row of `like`.
-
-    Returns its cleaner end, its middle and its noisier end, `[B]` each.
-    """
-    count = (len(sigmas) - 1) // 2
-    step = (draw_uniform(like, generator) * count).long().clamp(max=count - 1).to(sigmas.device)
-    low, middle, high = (sigmas[2 * step + k].to(like) for k in range(3))
-    return low, middle, high
-
-
-def check_halving(sigmas: Tensor) -> Tensor:
-    """Return the ascending grid `sigmas` if its intervals pair up, else say what to give."""
-    sigmas = check_levels(sigmas)
-    if len(sigmas) % 2 == 0:
-        raise InputError(
-            f"{len(sigmas) - 1} intervals do not pair up: give an odd number of points, "
-            "karras_sigmas(2 * N + 1)."
-        )
-    return sigmas
 
 # %% ../nbs/13_direct_and_progressive.ipynb #e9f83f14
 @dataclass
@@ -448,7 +443,7 @@ def one_step_work(setting: dict, seed: int) -> dict:
     many = bench.many(student, setting["samples"])
     return bench.measure(student, source.denoiser) | many | {"evaluations": asked}
 
-
+# %% ../nbs/13_direct_and_progressive.ipynb #da2eb015
 def pairs_work(setting: dict, seed: int) -> dict:
     """Distil the learned teacher of moons directly from `pairs` cached ones in `steps` steps."""
     bench = Bench(seed=seed)
@@ -517,7 +512,7 @@ def versus_work(setting: dict, seed: int) -> dict:
         numbers[f"evaluations_{count}"] = evaluations
     return numbers
 
-
+# %% ../nbs/13_direct_and_progressive.ipynb #49a0b001
 def floor_work(setting: dict, seed: int) -> dict:
     """Measure on `dataset` what no student need beat: the teacher's own walks, and fresh draws."""
     bench = Bench(setting["dataset"], seed=seed)

@@ -80,7 +80,7 @@ def test_a_student_walks_its_grid_with_euler(form, exact, noise):
 def test_a_student_exists_at_sigma_max_alone(exact, noise):
     student = FewStepStudent(exact, [0.002, 5.0])
     for level in (4.99, 0.1, 5.1):
-        with pytest.raises(InputError, match="sigma_max = 5 only"):
+        with pytest.raises(InputError, match="sigma_max = 5 alone"):
             student(noise, at(level, 64))
     one_is_off = at(5.0, 64)
     one_is_off[3] = 1.0
@@ -431,7 +431,7 @@ def test_the_velocity_objective_is_even_in_the_angle(generator):
 def quick(monkeypatch):
     """The bench with a teacher of twenty training steps, and a hundred noises."""
     learn = progressive.learn_teacher
-    monkeypatch.setattr(progressive, "learn_teacher", lambda *a: learn(*a, steps=20))
+    monkeypatch.setattr(progressive, "learn_teacher", lambda *a, steps=0: learn(*a, steps=20))
     monkeypatch.setattr(progressive, "POINTS", 100)
     monkeypatch.setattr(progressive, "BATCH", 64)
 
@@ -457,6 +457,15 @@ def test_the_bench_has_two_forms(form, sigma_data, low, quick):
     assert bench.measure(walk, bench.teacher)["paired"] > 0.1
 
 
+def test_many_samples_are_held_to_as_many_points(quick):
+    bench = progressive.Bench()
+    good = bench.many(FewStepStudent(bench.exact, progressive.GRIDS["edm"](32)), 3000)
+    bad = bench.many(FewStepStudent(Constant(0.2), [0.002, 5.0]), 3000)
+    for numbers in (good, bad):
+        assert 0 < numbers["floor_many"] < 0.05
+    assert good["w2_many"] < 0.08 and bad["w2_many"] > 0.3
+
+
 @pytest.mark.parametrize("name", progressive.PROGRESSIVE_SWEEPS)
 def test_every_sweep_can_do_a_short_run(name, quick):
     sweep = progressive.PROGRESSIVE_SWEEPS[name]
@@ -464,6 +473,7 @@ def test_every_sweep_can_do_a_short_run(name, quick):
     for setting in (sweep.settings[0], sweep.settings[-1]):
         short = {**setting, "steps": 12}
         short |= {"pairs": 600} if setting.get("pairs") else {}
+        short |= {"samples": 300} if "samples" in setting else {}
         numbers = sweep.work(short, 0)
         assert all(math.isfinite(v) for v in numbers.values())
 
@@ -474,6 +484,6 @@ def test_both_methods_start_from_the_teacher_and_pay_twice_a_step(quick):
         numbers = progressive.versus_work(setting, 0)
         assert numbers["evaluations_1"] == 2 * (12 if method != "pd256" else 8)
     assert numbers["evaluations_8"] == 12  # three of the six rounds
-    one_step = {"method": "pd", "teacher": "learned", "form": "vp", "steps": 12}
+    one_step = {"method": "pd", "teacher": "learned", "form": "vp", "steps": 12, "samples": 300}
     assert progressive.one_step_work(one_step, 0)["evaluations"] == 24
     assert progressive.versus_work(setting, 0) == numbers

@@ -56,7 +56,11 @@ BOUNDS = {
     ("cd", "learned", 1): (0.03, 0.03),
     ("cd", "exact", 1): (0.03, 0.03),
     ("ct", None, 1): (0.05, 0.11),
+    ("direct", "learned", 1): (0.025, 0.03),
+    ("pd", "learned", 2): (0.035, 0.03),
+    ("pd", "learned", 1): (0.035, 0.03),
     ("boot", "learned", 1): (0.055, 0.07),
+    ("boot", "guided", 1): (0.06, 0.1),
 }
 
 
@@ -64,7 +68,7 @@ def median(key, field):
     return statistics.median(rows(seed)[key][field] for seed in (0, 1, 2))
 
 
-@pytest.mark.parametrize("key", BOUNDS, ids=lambda key: f"{key[0]}-{key[1]}")
+@pytest.mark.parametrize("key", BOUNDS, ids=lambda key: f"{key[0]}-{key[1]}-{key[2]}")
 def test_committed_runs_keep_the_promises(key):
     sliced, paired = BOUNDS[key]
     assert median(key, "sliced_w2") <= sliced

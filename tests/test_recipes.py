@@ -6,22 +6,37 @@ import pytest
 import torch
 
 from consistency_edu import recipes
+from consistency_edu.consistency import ConsistencyModel
 from consistency_edu.data import toy
-from consistency_edu.metrics import sliced_w2
+from consistency_edu.metrics import paired_error, sliced_w2
 from consistency_edu.pf_ode import Guided
 from consistency_edu.recipes import Judge, ToyConfig, label, run_toy, solution
 from consistency_edu.sampling import sample_one_step
 from consistency_edu.score import ExactDenoiser
+from consistency_edu.training import Fitted
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
+def finished(tmp_path_factory):
+    """A finished run of eight steps, and the rows that it wrote."""
+    runs, start = [], recipes.start_run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipes, "PAIRS", 64)
         patch.setattr(recipes, "animate_run", lambda run, path: path)
+        patch.setattr(recipes, "start_run", lambda config: runs.append(start(config)) or runs[0])
         out = tmp_path_factory.mktemp("toy")
         files = run_toy(ToyConfig(out=out, steps=8, samples=60), report=lambda text: None)
-        return json.loads(files["table"].read_text())["rows"]
+        return runs[0], json.loads(files["table"].read_text())["rows"]
+
+
+@pytest.fixture
+def run(finished):
+    return finished[0]
+
+
+@pytest.fixture
+def rows(finished):
+    return finished[1]
 
 
 def test_every_method_has_its_rows(rows):
@@ -38,6 +53,63 @@ def test_only_walks_and_jumps_are_paired(rows):
         assert (row["paired_error"] is None) == restarts, row
 
 
+def test_every_row_takes_its_share_of_the_steps(rows):
+    few = {
+        ("direct", "learned"): 2,
+        ("pd", "learned"): 6,
+        ("boot", "guided"): 4,
+        ("exact", None): 0,
+    }
+    for row in rows:
+        assert row["steps"] == few.get((row["method"], row["teacher"]), 8), row
+
+
+def test_students_start_from_the_teacher_and_leave_it_alone(run):
+    teacher = run.models["teacher"]
+    assert not any(p.requires_grad for p in teacher.parameters())
+    copies = run.copied_teacher(), run.from_teacher(ConsistencyModel)
+    for copied in copies:
+        assert all(p.requires_grad for p in copied.parameters())
+        assert copied.network is not teacher.network
+        assert all(map(torch.equal, copied.network.parameters(), teacher.network.parameters()))
+
+
+def test_the_direct_student_takes_one_step(run, monkeypatch):
+    monkeypatch.setattr(recipes, "PAIRS", 64)
+    assert recipes.train_direct(run).model.steps == 1
+
+
+def test_cd_asks_the_teacher_that_its_row_names(run, monkeypatch):
+    asked, kept = [], dict(run.models)
+    fake = lambda run, teacher, title: asked.append(teacher) or Fitted(teacher, [], 0.0)  # noqa: E731
+    monkeypatch.setattr(recipes, "train_cd", fake)
+    monkeypatch.setattr(recipes, "sample_student", lambda *args, **options: None)
+    for name in ("learned", "exact"):
+        recipes.do_cd(run, name)
+    run.models.update(kept)
+    assert asked == [run.models["teacher"], run.exact]
+
+
+def test_two_steps_restart_at_tau(run, monkeypatch):
+    levels, student = [], Fitted(run.models["cd_learned"], [], 0.0)
+    fake = lambda model, noise, sigmas, generator: levels.extend(sigmas) or noise  # noqa: E731
+    monkeypatch.setattr(recipes, "sample_multistep", fake)
+    monkeypatch.setattr(recipes, "record", lambda *args: None)
+    recipes.sample_student(run, ("cd", "learned"), student, steps=2)
+    assert levels == [5.0, 0.35]
+
+
+def test_the_judge_holds_clouds_to_its_own_points(generator):
+    mixture = toy("moons")
+    judge = Judge.of(mixture, 200, generator)
+    assert judge.measure(judge.fresh)["sliced_w2"] == 0 < judge.measure(judge.ends)["sliced_w2"]
+    assert (
+        judge.measure(judge.ends)["paired_error"] == 0 < judge.measure(judge.fresh)["paired_error"]
+    )
+    fine = sample_one_step(solution(ExactDenoiser(mixture), steps=48), judge.noise)
+    assert paired_error(judge.ends, fine) < 1e-3
+
+
 def test_the_guided_judge_asks_the_guided_teacher(generator):
     mixture = toy("moons")
     judge = Judge.of(mixture, 200, generator)
@@ -49,3 +121,18 @@ def test_the_guided_judge_asks_the_guided_teacher(generator):
     assert torch.allclose(guided.ends, exact)
     assert (guided.fresh - guided.ends).norm(dim=1).median() > 0.1  # from other noises
     assert sliced_w2(guided.ends, judge.fresh) > sliced_w2(judge.ends, judge.fresh)
+
+
+def test_a_perfect_guided_student_has_no_paired_error(run, monkeypatch):
+    perfect = Fitted(solution(Guided(run.exact, 2.0), steps=24), [], 0.0)
+    monkeypatch.setattr(recipes, "train_guided_boot", lambda run: perfect)
+    recipes.do_guided_boot(run)
+    assert run.rows.pop()["paired_error"] < 1e-4
+
+
+def test_the_guided_student_learns_from_the_guided_teacher(run, monkeypatch):
+    teachers, boot = [], recipes.Boot
+    spy = lambda online, teacher, grid: teachers.append(teacher) or boot(online, teacher, grid)  # noqa: E731
+    monkeypatch.setattr(recipes, "Boot", spy)
+    recipes.train_guided_boot(run)
+    assert isinstance(teachers[0], Guided)
