@@ -136,7 +136,7 @@ def edit(
     path = walk(model, known, sigmas, put_back, labels=labels, generator=generator)
     return path if return_path else path[-1]
 
-
+# %% ../nbs/16_editing.ipynb #ed00022b
 def walk(
     model: nn.Module,
     start: Tensor,
@@ -186,7 +186,7 @@ def check_editing_levels(model: nn.Module, sigmas: Tensor) -> Tensor:
         )
     return sigmas
 
-
+# %% ../nbs/16_editing.ipynb #ed00023b
 def check_operator(operator: Operator, image: Tensor) -> None:
     """Raise InputError unless `operator` fits `image` `[B, ...]`, keeps some and is invertible."""
     if operator.free.all():
@@ -260,7 +260,7 @@ LEVELS: dict[str, Callable[[nn.Module, int], Tensor]] = {
     "middle": lambda model, count: geometric(0.05, 1.0, count),
 }
 
-
+# %% ../nbs/16_editing.ipynb #ed00036b
 class ConditionalJudge:
     """Exact draws of a mixture in the plane given its first coordinate, to hold edits against.
 
@@ -320,7 +320,7 @@ def steps_run(setting: dict, seed: int, count: int = 1000, steps: Sequence[int] 
         numbers["stray"].append(judge.stray(x))
     return numbers
 
-
+# %% ../nbs/16_editing.ipynb #ed00037b
 def rounds_run(setting: dict, seed: int, count: int = 1000, rounds: int = 64) -> dict:
     """Repeat the round of Algorithm 4 at one level tau, from exact draws and from a first jump."""
     generator = torch.Generator().manual_seed(seed)

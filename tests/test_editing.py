@@ -125,6 +125,9 @@ def test_patches_are_cut_and_put_back(images):
     assert torch.equal(from_patches(to_patches(wide, 4)), wide)
     with pytest.raises(InputError, match="8 x 4 pixels do not divide by 3"):
         to_patches(wide, 3)
+    for crooked in (images[..., :6], images[..., :6, :]):  # one side divides by 4
+        with pytest.raises(InputError, match="divide by 4"):
+            to_patches(crooked, 4)
 
 
 def test_enlarging_keeps_the_means():
@@ -322,7 +325,7 @@ def test_the_band_is_a_quantile_of_shuffles(generator):
     assert low < high < 1
     assert sliced_w2(a, b, 8) < high < sliced_w2(a, b + 1, 8)
     apart = w2_band(a, b + 50, generator=generator, **options)
-    assert apart < sliced_w2(a, b + 50, 8)  # shuffled, the two are alike
+    assert 1 < apart < sliced_w2(a, b + 50, 8)  # shuffled, the two are alike
 
 
 # ---- strokes, noise, interpolation
@@ -428,7 +431,7 @@ def test_runs_are_repeatable_and_whole(monkeypatch):
     assert len(first["w2"]) == len(first["stray"]) == 2
     walk = rounds_run({"tau": 0.1}, 0, count=40, rounds=2)
     assert len(walk["exact"]) == len(walk["jump"]) == 3
-    assert walk["exact"][0][3] < walk["jump"][0][3]  # one starts from the truth
+    assert walk["exact"][0][3] < 0.1 < walk["jump"][0][3]  # one starts from the truth
 
 
 def test_the_levels_of_the_sweep():
