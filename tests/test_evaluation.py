@@ -293,7 +293,8 @@ def test_references_are_kept_and_told_apart(digits, tmp_path, monkeypatch):
     reference_of(digits[1], Tiny(), split="test", keep=30, cache=tmp_path)
     reference_of(digits[0], Tiny(seed=1), keep=30, cache=tmp_path)
     reference_of(digits[0], Tiny(), keep=31, cache=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 4
+    reference_of(ImageSet(digits[0].images[1:], name="digits"), Tiny(), keep=30, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_another_network_than_the_references_is_refused(digits, tiny_reference):
