@@ -6,9 +6,10 @@
 __all__ = ['FILES', 'EDITS', 'COMMANDS', 'toy_command', 'digits_command', 'tell', 'TrainConfig', 'split_changes', 'train_command',
            'teacher_of', 'out_of', 'SampleConfig', 'check_sample', 'levels_of', 'noise_for', 'labels_for', 'walk',
            'as_png', 'sample_command', 'RecipesConfig', 'DoctorConfig', 'recipes_command', 'doctor_command', 'examine',
-           'installed', 'gpus', 'SweepConfig', 'all_sweeps', 'sweep_command', 'EditConfig', 'edit_command',
-           'check_edit', 'read_image', 'read_mask', 'save_picture', 'keep_and_fill', 'dice_of', 'inpaint', 'colorize',
-           'superres', 'stroke', 'clean', 'walk_between', 'parse', 'stopped', 'say', 'main']
+           'installed', 'gpus', 'SweepConfig', 'all_sweeps', 'sweep_command', 'EvaluateConfig', 'check_evaluation',
+           'file_of', 'sample_batches', 'floor_row', 'evaluate_command', 'EditConfig', 'edit_command', 'check_edit',
+           'read_image', 'read_mask', 'save_picture', 'keep_and_fill', 'dice_of', 'inpaint', 'colorize', 'superres',
+           'stroke', 'clean', 'walk_between', 'parse', 'stopped', 'say', 'main']
 
 # %% ../nbs/19_cli.ipynb #cf59297f
 import dataclasses
@@ -371,6 +372,115 @@ def sweep_command(config: SweepConfig) -> None:
     for sweep in sweeps.values() if name == "all" else [sweeps[name]]:
         print(f"{sweep.name:28} {run_sweep(sweep, config.out, workers=config.workers)}")
 
+# %% ../nbs/19_cli.ipynb #ev19000b
+from collections.abc import Iterator
+
+from .data import choose_device, draw_normal, load_images
+from consistency_edu.evaluation import (
+    Reference,
+    evaluate_images,
+    load_features,
+    random_images,
+    reference_of,
+    tell_numbers,
+)
+from .image_methods import evaluations
+from .image_runs import Run, check_writable, load_run, write_json
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """FID, precision and recall of a run's samples, with the floor and all that they rest on."""
+
+    run: tyro.conf.Positional[Path]
+    """the folder of a finished run"""
+    steps: tuple[int, ...] = (1,)
+    """numbers of steps to sample with: 1, 2 or both; a teacher takes its own"""
+    reference: str = ""
+    """the images to compare with, a name or a path; those of the run's training if not given"""
+    features: str = "inception"
+    """inception, efficientnet-lite0, digits, pixels, or a file: TorchScript, Inception's weights"""
+    count: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 50_000
+    """the number of samples"""
+    batch: int = 250
+    """samples and images at a time"""
+    device: str = ""
+    """cpu, cuda or cuda:1; the one of the recipe if not given"""
+    seed: int = 0
+    """draws the noise, which all numbers of steps share"""
+    out: Path | None = None
+    """the file of the numbers; RUN/evaluation.json if not given"""
+
+
+def check_evaluation(config: EvaluateConfig) -> list[Run]:
+    """Return the run for each of the steps; InputError if something is missing."""
+    if config.count < 2 or config.batch < 1 or not config.steps:
+        raise InputError("evaluate needs -n of at least 2, a --batch of at least 1, and --steps.")
+    for steps in config.steps:
+        choose("number of steps", str(steps), ("1", "2"))
+    recipe = load_run(config.run).recipe
+    if 2 in config.steps and recipe.method not in ("cd", "ct", "pd"):
+        raise InputError(f"a run of {recipe.method} knows no second step: leave --steps off.")
+    check_writable(file_of(config).parent)
+    device = config.device or recipe.device
+    return [load_run(config.run, device, steps) for steps in config.steps]
+
+
+def file_of(config: EvaluateConfig) -> Path:
+    """Return the file that the numbers go to."""
+    return config.out or config.run / "evaluation.json"
+
+# %% ../nbs/19_cli.ipynb #ev19000c
+def sample_batches(run: Run, config: EvaluateConfig, steps: int) -> Iterator[torch.Tensor]:
+    """Yield the samples of `run` in batches; classes take turns if it has any."""
+    device = next(run.model.parameters()).device
+    dice = torch.Generator(device).manual_seed(config.seed)
+    for rows in torch.arange(config.count, device=device).split(config.batch):
+        noise = draw_normal(torch.empty(len(rows), *run.shape, device=device), dice)
+        labels = rows % run.info["classes"] if run.recipe.labels else None
+        yield run.sample(noise, steps=steps, labels=labels, generator=dice)
+
+
+def floor_row(reference: Reference, source: str, size: int | None, network, config) -> dict | None:
+    """Return the numbers of held-out images of `source`, or None if it holds none apart."""
+    try:
+        held = load_images(source, "test", size=size)
+    except InputError:
+        return None
+    images = random_images(held, min(config.count, len(held)))
+    return evaluate_images(images, reference, network, batch=config.batch)
+
+
+def evaluate_command(config: EvaluateConfig) -> None:
+    """Measure the run of `config` and write the numbers."""
+    runs = check_evaluation(config)
+    recipe, shape = runs[0].recipe, runs[0].shape
+    source, size = config.reference or recipe.data, recipe.size or None
+    images = load_images(source, size=size)
+    if tuple(images.images.shape[2:]) != shape[1:]:
+        raise InputError(
+            f"the run makes images {list(shape)}, the reference holds "
+            f"{list(images.images.shape[1:])}: choose another --reference."
+        )
+    device = choose_device(config.device or recipe.device)
+    network = load_features(config.features, device)
+    cache = DOWNLOADS / "references"
+    reference = reference_of(images, network, batch=config.batch, cache=cache)
+    numbers = {"run": str(config.run), "recipe": recipe.name, "seed": config.seed, "rows": []}
+    floor = floor_row(reference, source, size, network, config)
+    if floor is None:
+        print(f"Floor: '{source}' has no test split, so nothing shows how low a number can get.")
+    else:
+        print(f"Floor, held-out images. {tell_numbers(floor)}")
+        numbers["floor"] = floor
+    for steps, run in zip(config.steps, runs):
+        samples, nfe = sample_batches(run, config, steps), evaluations(recipe, steps)
+        row = evaluate_images(samples, reference, network, batch=config.batch)
+        print(f"{recipe.name}, {nfe} NFE. {tell_numbers(row)}")
+        numbers["rows"].append({"steps": steps, "nfe": nfe, **row})
+        write_json(file_of(config), numbers)
+    tell({"numbers": file_of(config)})
+
 # %% ../nbs/19_cli.ipynb #ed190002
 from PIL import Image
 from torch import Tensor
@@ -550,6 +660,7 @@ COMMANDS: dict[str, tuple[type, Callable]] = {
     "train": (TrainConfig, train_command),
     "sample": (SampleConfig, sample_command),
     "edit": (EditConfig, edit_command),
+    "evaluate": (EvaluateConfig, evaluate_command),
     "recipes": (RecipesConfig, recipes_command),
     "sweep": (SweepConfig, sweep_command),
     "doctor": (DoctorConfig, doctor_command),

@@ -4,20 +4,26 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'DISTANCES', 'LOSS_WEIGHTS', 'SOLVERS', 'OPTIMIZERS', 'PRECISIONS', 'CHOICES', 'POSITIVE', 'MODELS',
-           'OBJECTIVES', 'NEEDS_TEACHER', 'DATA_FREE', 'Recipe', 'check_recipe', 'override', 'PixelMLP',
+           'TORCHVISION', 'OBJECTIVES', 'NEEDS_TEACHER', 'DATA_FREE', 'Recipe', 'check_recipe', 'override', 'PixelMLP',
            'build_network', 'denoiser', 'jump', 'ranged', 'build_model', 'present', 'grid_of', 'Halving', 'Clamped',
-           'as_seen', 'teacher_objective', 'cd_objective', 'ct_objective', 'losses', 'pd_objective', 'direct_objective',
-           'boot_objective', 'build_objective', 'copy_weights', 'draw_samples', 'evaluations']
+           'as_seen', 'LpipsMaps', 'is_torchvisions', 'load_backbone', 'EfficientNetMaps', 'Enlarged', 'Offstage',
+           'perceptual', 'distance_of', 'teacher_objective', 'cd_objective', 'ct_objective', 'losses', 'pd_objective',
+           'direct_objective', 'boot_objective', 'build_objective', 'copy_weights', 'draw_samples', 'evaluations']
 
 # %% ../nbs/18_image_methods.ipynb #ir000004
 import copy
 import dataclasses
+import hashlib
 import typing
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .boot import Boot, BootStudent, SignalModel, signal_euler, signal_heun
 from .consistency import ConsistencyModel
@@ -25,12 +31,15 @@ from .consistency_training import ConsistencyTraining
 from .data import InputError, choose
 from consistency_edu.distillation import (
     ConsistencyDistillation,
+    FeatureDistance,
     inverse_gap,
     l1,
     pseudo_huber,
     squared_l2,
     uniform_weight,
+    unit,
 )
+from .evaluation import EfficientNetLite0
 from .networks import MLP, UNETS, named_unet
 from consistency_edu.pf_ode import (
     EDMDenoiser,
@@ -120,7 +129,11 @@ class Recipe:
     copy_teacher: bool = True
     """start the student from the teacher's weights"""
     distance: str = "pseudo_huber"
-    """l1, squared_l2 or pseudo_huber"""
+    """l1, squared_l2 or pseudo_huber; lpips or efficientnet, which look through a network"""
+    backbone: str = ""
+    """lpips: a file of VGG16's weights; torchvision's are downloaded if empty"""
+    enlarge: int = 64
+    """lpips and efficientnet compare images of this size (CM's paper: 224)"""
     weight: str = "inverse_gap"
     """CD and CT: inverse_gap or uniform"""
     solver: str = "heun"
@@ -156,11 +169,11 @@ CHOICES = {
     "compiles": ("networks", "graphs", "stages", "nothing"),
     "rate": ("cosine", "linear", "constant"),
     "optimizer": OPTIMIZERS,
-    "distance": DISTANCES,
+    "distance": (*DISTANCES, "lpips", "efficientnet"),
     "weight": LOSS_WEIGHTS,
     "solver": SOLVERS,
 }
-POSITIVE = ("batch", "steps", "lr", "sigma_min", "sigma_data")
+POSITIVE = ("batch", "steps", "lr", "sigma_min", "sigma_data", "enlarge")
 
 
 def check_recipe(recipe: Recipe) -> Recipe:
@@ -369,6 +382,130 @@ def as_seen(recipe: Recipe, teacher: nn.Module) -> nn.Module:
         teacher = Guided(teacher, recipe.guidance)
     return Clamped(teacher) if recipe.clamp else teacher
 
+# %% ../nbs/18_image_methods.ipynb #pd000002
+TORCHVISION = {"vgg": "397923af", "alex": "7be5be79", "squeeze": "b8a52dc0"}  # hashes begin so
+
+
+class LpipsMaps(nn.Module):
+    """What the `lpips` package's network `kind` sees in images `[B, 3, H, W]`, ready to compare.
+
+    That is its maps at unit length, times the root of the package's channel weights if `file`, the
+    backbone's weights, is torchvision's (downloaded if empty); another file's maps stay unweighted.
+    """
+
+    def __init__(self, kind: str = "vgg", file: str | Path = ""):
+        super().__init__()
+        import lpips
+
+        self.is_weighted = not file or is_torchvisions(Path(file), kind)
+        options = {"lpips": self.is_weighted, "pnet_rand": bool(file), "verbose": False}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                whole = lpips.LPIPS(net=kind, **options)
+        except OSError as error:
+            raise InputError(
+                f"the weights of {kind} cannot be downloaded ({error}): name a file with "
+                "--backbone, or take --distance efficientnet."
+            ) from None
+        self.scale, self.network = whole.scaling_layer, whole.net
+        if file:
+            load_backbone(self.network, Path(file))
+        roots = [lin.model[-1].weight.clamp(min=0).sqrt() for lin in getattr(whole, "lins", [])]
+        self.roots = nn.ParameterList(roots)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the maps of `x`, from fine to coarse."""
+        maps = [unit(m) for m in self.network(self.scale(x))]
+        return [m * root for m, root in zip(maps, self.roots)] if self.is_weighted else maps
+
+
+def is_torchvisions(file: Path, kind: str) -> bool:
+    """Return whether `file` is torchvision's own of the network `kind`."""
+    if not file.is_file():
+        raise InputError(f"there is no file '{file}': name the backbone's weights.")
+    return hashlib.sha256(file.read_bytes()).hexdigest().startswith(TORCHVISION[kind])
+
+
+def load_backbone(network: nn.Module, file: Path) -> None:
+    """Load the convolutions in `file`, named as by torchvision, into a network of `lpips`."""
+    try:
+        safe = file.suffix == ".safetensors"
+        state = load_file(file) if safe else torch.load(file, "cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"cannot read '{file}' ({error}): give .safetensors or .pth.") from None
+    named = {f"features.{name.partition('.')[2]}": name for name in network.state_dict()}
+    lacks = [name for name in named if name not in state]
+    if lacks:
+        raise InputError(f"'{file}' lacks {lacks[0]}: name its weights as torchvision does.")
+    network.load_state_dict({ours: state[name] for name, ours in named.items()})
+
+# %% ../nbs/18_image_methods.ipynb #pd000003
+class EfficientNetMaps(nn.Module):
+    """What EfficientNet-Lite0 sees in images `[B, 3, H, W]` in [-1, 1], at five resolutions.
+
+    Maps have unit length at every position; none is weighted.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.network = EfficientNetLite0().network
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the maps of `x`, from fine to coarse."""
+        net, maps = self.network, []
+        x = net._swish(net._bn0(net._conv_stem((127.5 * x + 0.5) / 128)))
+        for block in net._blocks:
+            y = block(x)
+            if y.shape[-1] < x.shape[-1]:
+                maps.append(unit(x))
+            x = y
+        return [*maps, unit(x)]
+
+
+class Enlarged(nn.Module):
+    """`maps` of images `[B, 1 or 3, H, W]` that are made colour and brought to `size` at least."""
+
+    def __init__(self, maps: nn.Module, size: int):
+        super().__init__()
+        self.maps, self.size = maps, size
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the maps of `x`."""
+        x = x.float().expand(-1, 3, -1, -1)
+        if x.shape[-1] < self.size:
+            size = (self.size, self.size)
+            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        return self.maps(x.contiguous(memory_format=torch.channels_last))
+
+# %% ../nbs/18_image_methods.ipynb #pd000004
+class Offstage:
+    """A distance with a network, which is no module: no checkpoint and no optimizer sees it.
+
+    It moves to the device of the images that it compares.
+    """
+
+    def __init__(self, distance: nn.Module):
+        self.distance = distance.eval().to(memory_format=torch.channels_last)
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the distances `[B]` of the rows of `a` and `b` `[B, C, H, W]`."""
+        return self.distance.to(a.device)(a, b)
+
+
+def perceptual(maps: nn.Module, size: int = 64) -> Offstage:
+    """Return the distance of images that look different in `maps` at `size`."""
+    return Offstage(FeatureDistance(Enlarged(maps, size), use_unit=False))
+
+
+def distance_of(recipe: Recipe) -> Callable:
+    """Return the distance of `recipe`; InputError if its network is not to be had."""
+    if recipe.distance in DISTANCES:
+        return DISTANCES[recipe.distance]
+    is_lpips = recipe.distance == "lpips"
+    maps = LpipsMaps("vgg", recipe.backbone) if is_lpips else EfficientNetMaps()
+    return perceptual(maps, recipe.enlarge)
+
 # %% ../nbs/18_image_methods.ipynb #ir000018
 def teacher_objective(recipe: Recipe, online: nn.Module, teacher: None, classes: int) -> nn.Module:
     """Return EDM's denoising objective, with labels dropped for guidance if there are any."""
@@ -390,12 +527,12 @@ def ct_objective(recipe: Recipe, online: nn.Module, teacher: None, classes: int)
 
 def losses(recipe: Recipe) -> dict[str, Callable]:
     """Return the distance and the weight of a consistency loss."""
-    return {"distance": DISTANCES[recipe.distance], "weight": LOSS_WEIGHTS[recipe.weight]}
+    return {"distance": distance_of(recipe), "weight": LOSS_WEIGHTS[recipe.weight]}
 
 
 def pd_objective(recipe: Recipe, online: nn.Module, teacher: nn.Module, classes: int) -> nn.Module:
     """Return all rounds of progressive distillation."""
-    options = {"solver": SOLVERS[recipe.solver], "distance": DISTANCES[recipe.distance]}
+    options = {"solver": SOLVERS[recipe.solver], "distance": distance_of(recipe)}
     return Halving(online, teacher, grid_of(recipe), total_steps=recipe.steps, **options)
 
 
@@ -404,7 +541,7 @@ def direct_objective(
 ) -> nn.Module:
     """Return direct distillation; its pairs come from the teacher's sampler, down to 0."""
     grid = torch.cat([torch.zeros(1, dtype=torch.float64), grid_of(recipe)])
-    options = {"solver": SOLVERS[recipe.solver], "distance": DISTANCES[recipe.distance]}
+    options = {"solver": SOLVERS[recipe.solver], "distance": distance_of(recipe)}
     return DirectDistillation(online, teacher, grid, **options)
 
 
@@ -412,7 +549,7 @@ def boot_objective(
     recipe: Recipe, online: nn.Module, teacher: nn.Module, classes: int
 ) -> nn.Module:
     """Return BOOT."""
-    options = {"boundary_weight": recipe.boundary, "distance": DISTANCES[recipe.distance]}
+    options = {"boundary_weight": recipe.boundary, "distance": distance_of(recipe)}
     options["solver"] = {"heun": signal_heun, "euler": signal_euler}[recipe.solver]
     return Boot(online, teacher, grid_of(recipe), **options)
 

@@ -364,3 +364,35 @@ def test_warnings_are_sentences(tmp_path):
     assert status == 0 and "consistency-edu: the checkpoint in" in said and "is damaged" in said
     pair = [load_run(tmp_path / name).model.state_dict() for name in ("one", "run")]
     assert all(torch.equal(value, pair[1][name]) for name, value in pair[0].items())
+@pytest.mark.slow
+def test_evaluate_prints_numbers_with_their_card_and_writes_them(tmp_path):
+    done = run_cli("train", "digits-ct", "--steps", 5, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    common = ("evaluate", "runs/digits-ct", "--features", "pixels", "-n", 100)
+    done = run_cli(*common, "--steps", 1, 2, "--batch", 30, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for word in ("Floor", "100 samples against 1,348 images of digits train", "2 NFE", "rounded"):
+        assert word in done.stdout
+    numbers = json.loads((tmp_path / "runs" / "digits-ct" / "evaluation.json").read_text())
+    assert [row["nfe"] for row in numbers["rows"]] == [1, 2]
+    assert numbers["rows"][0]["frechet"] != numbers["rows"][1]["frechet"]
+    assert min(row["frechet"] for row in numbers["rows"]) > numbers["floor"]["frechet"]
+    again = run_cli(*common, "--batch", 100, "--out", "again.json", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    one = json.loads((tmp_path / "again.json").read_text())["rows"][0]
+    assert one["frechet"] == pytest.approx(numbers["rows"][0]["frechet"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_evaluate_refuses_in_one_sentence(tmp_path):
+    run_cli("train", "digits-ct", "--steps", 2, cwd=tmp_path)
+    for args, remedy in (
+        (["nowhere"], "no finished run"),
+        (["runs/digits-ct", "--features", "incption"], "did you mean 'inception'?"),
+        (["runs/digits-ct", "--steps", 3], "Choose one of 1, 2"),
+        (["runs/digits-ct", "-n", 1], "at least 2"),
+        (["runs/digits-ct", "--reference", "cifar"], "cifar10"),
+        (["runs/digits-ct", "--device", "cuda:99"], "cuda"),
+    ):
+        done = run_cli("evaluate", *args, cwd=tmp_path)
+        assert done.returncode == 2 and remedy in sentence(done), done.stderr

@@ -15,6 +15,7 @@ from consistency_edu.evaluation import (
     Moments,
     as_rgb,
     card_of,
+    copied_share,
     evaluate_images,
     fingerprint,
     frechet_of_moments,
@@ -196,6 +197,18 @@ def test_more_splits_than_images_are_refused():
         inception_score(torch.zeros(4, 10), 5)
 
 
+def test_copies_are_caught_and_new_images_are_not():
+    dice = torch.Generator().manual_seed(0)
+    real, held, new = (torch.randn(400, 4, generator=dice) for _ in range(3))
+    assert copied_share(real[:50], real, held) == 1
+    assert copied_share(held, real, held, 0.2) == pytest.approx(0.2, abs=0.003)
+    assert copied_share(new, real, held, 0.2) == pytest.approx(0.2, abs=0.07)
+    assert copied_share(new + 100, real, held) == 0
+    for share, fake in ((0, new), (1, new), (0.05, new[:, :3])):
+        with pytest.raises(InputError, match="one width"):
+            copied_share(fake, real, held, share)
+
+
 # images and networks
 
 
@@ -246,7 +259,7 @@ def test_noise_is_far_and_a_half_is_near(digits, tiny_reference):
 
 
 def test_precision_and_recall_are_not_swapped(digits, tiny_reference):
-    few = digits[0].images[:8].repeat(40, 1, 1, 1)  # good images of no variety
+    few = random_images(digits[0], 8).repeat(40, 1, 1, 1)  # eight of the kept ones: no variety
     row = evaluate_images(few, tiny_reference, Tiny())
     assert row["precision"] > 0.9 and row["recall"] < 0.2
 
@@ -280,7 +293,8 @@ def test_references_are_kept_and_told_apart(digits, tmp_path, monkeypatch):
     reference_of(digits[1], Tiny(), split="test", keep=30, cache=tmp_path)
     reference_of(digits[0], Tiny(seed=1), keep=30, cache=tmp_path)
     reference_of(digits[0], Tiny(), keep=31, cache=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 4
+    reference_of(ImageSet(digits[0].images[1:], name="digits"), Tiny(), keep=30, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_another_network_than_the_references_is_refused(digits, tiny_reference):
@@ -361,43 +375,22 @@ def inception_file(tmp_path_factory):
 
 
 def test_inception_runs_from_a_file_as_torch_fidelity_runs_it(inception_file, digits):
-    import torch_fidelity
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Theirs
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
     network = load_features(inception_file)
     assert isinstance(network, Inception) and not network.is_published
-    images = [as_rgb(data.images[:6]) for data in digits]
-    seen = [gather(network, x, keep=6) for x in images]
-    ours = frechet_of_moments(seen[0].moments, seen[1].moments)
-    theirs = torch_fidelity.calculate_metrics(
-        input1=Listed(images[0]),
-        input2=Listed(images[1]),
-        fid=True,
-        isc=True,
-        isc_splits=2,
-        samples_shuffle=False,
-        cuda=False,
-        verbose=False,
-        cache=False,
-        batch_size=6,
-        feature_extractor_weights_path=str(inception_file),
-    )
-    scale = float(seen[0].moments.covariance.trace())
-    assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3, abs=1e-5 * scale)
-    score = inception_score(seen[0].logits, 2)
-    assert score.mean == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
-
-
-class Listed(torch.utils.data.Dataset):
-    """Images as torch-fidelity takes them."""
-
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return self.images[index]
+    images = [as_rgb(data.images[:3]) for data in digits]
+    seen = [gather(network, to_floats(x), keep=3) for x in images]
+    names, options = ["2048", "logits_unbiased"], {"feature_extractor_weights_path": inception_file}
+    theirs = [Theirs("random", names, **options)(x) for x in images]
+    for ours, (features, logits) in zip(seen, theirs):
+        assert torch.allclose(ours.features, features, rtol=1e-4, atol=1e-5 * features.abs().max())
+        assert torch.allclose(ours.logits, logits, rtol=1e-4, atol=1e-4 * logits.abs().max())
+    few = [fid_features_to_statistics(f[:, ::16].double()) for f, _ in theirs]
+    expected = fid_statistics_to_metric(*few, False)["frechet_inception_distance"]
+    got = frechet_of_moments(*(Moments().add(g.features[:, ::16]) for g in seen))
+    assert got == pytest.approx(expected, rel=1e-3)
 
 
 def test_only_published_weights_are_called_fid(inception_file, digits, monkeypatch):
@@ -409,6 +402,11 @@ def test_only_published_weights_are_called_fid(inception_file, digits, monkeypat
     )
     network.is_published = True
     assert card_of(network, reference, 6, 6)["metric"] == "FID"
+
+
+def test_a_missing_file_of_weights_is_refused():
+    with pytest.raises(InputError, match="6726825d.pth"):
+        Inception("nowhere.pth")
 
 
 def test_a_failed_download_names_the_file(monkeypatch):

@@ -1,23 +1,33 @@
 """Recipes as data, and the one path from a recipe to its objective for digits and photographs."""
 
+import hashlib
+
+import lpips
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
+from torchvision.models import squeezenet1_1
 
+from consistency_edu import image_methods
 from consistency_edu.data import InputError
 from consistency_edu.image_methods import (
     METHODS,
     Clamped,
+    EfficientNetMaps,
     Halving,
+    LpipsMaps,
     Recipe,
     as_seen,
     build_model,
     build_network,
     build_objective,
+    distance_of,
     draw_samples,
     evaluations,
     grid_of,
     override,
+    perceptual,
     present,
 )
 from consistency_edu.image_recipes import RECIPES
@@ -251,3 +261,106 @@ def test_labels_reach_the_network_only_if_the_recipe_says_so():
     assert not torch.equal(*(with_labels(x, c, k) for k in labels))
     assert torch.equal(*(without(x, c, k) for k in labels))
     assert isinstance(with_labels, nn.Module)
+
+
+# distances that look through a network
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """A file of SqueezeNet's weights, drawn at random and named as torchvision names them."""
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("backbone") / "squeeze.safetensors"
+    save_file(squeezenet1_1().state_dict(), file)
+    return file
+
+
+def pictures(count=3, size=48, seed=0):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_lpips_with_fitting_weights_is_the_packages(backbone, monkeypatch):
+    digest = hashlib.sha256(backbone.read_bytes()).hexdigest()
+    monkeypatch.setitem(image_methods.TORCHVISION, "squeeze", digest[:8])
+    a, b = pictures(), pictures(seed=1)
+    for learned in (True, False):
+        if not learned:
+            monkeypatch.undo()
+        maps = LpipsMaps("squeeze", backbone)
+        theirs = lpips.LPIPS(net="squeeze", pnet_rand=True, lpips=learned, verbose=False)
+        theirs.net.load_state_dict(maps.network.state_dict())
+        with torch.no_grad():
+            ours, expected = perceptual(maps, 48)(a, b), theirs(a, b).flatten()
+        assert maps.is_weighted == learned and len(maps.roots) == 7 * learned
+        assert torch.allclose(ours, expected, rtol=1e-4)
+        assert ours.shape == (3,) and ours.min() > 0
+
+
+def test_a_backbone_that_is_missing_or_another_is_refused(tmp_path, backbone):
+    with pytest.raises(InputError, match="no file"):
+        LpipsMaps("squeeze", tmp_path / "nothing.pth")
+    (tmp_path / "broken.pth").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="cannot read"):
+        LpipsMaps("squeeze", tmp_path / "broken.pth")
+    with pytest.raises(InputError, match="lacks features"):
+        LpipsMaps("alex", backbone)
+
+
+def test_a_failed_download_of_the_backbone_names_the_ways_out(monkeypatch):
+    def fail(**options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(lpips, "LPIPS", fail)
+    with pytest.raises(InputError, match="--backbone.*--distance efficientnet"):
+        LpipsMaps("squeeze")
+
+
+def test_efficientnets_maps_are_those_before_each_halving_and_the_last():
+    maps = EfficientNetMaps().eval()
+    with torch.no_grad():
+        seen = maps(pictures(2, 64))
+        whole = maps.network.extract_features((127.5 * pictures(2, 64) + 0.5) / 128)
+        head = maps.network._swish(maps.network._bn1(maps.network._conv_head(blocks(maps))))
+    assert [m.shape[-1] for m in seen] == [32, 16, 8, 4, 2]
+    assert torch.allclose(whole, head, atol=1e-4)  # the same numbers come in as in the judge
+    for m in seen:
+        assert torch.allclose(m.norm(dim=1), torch.ones(2, *m.shape[2:]), atol=1e-3)
+
+
+def blocks(maps):
+    """The last block's output, before it is brought to unit length."""
+    found = []
+    hook = maps.network._blocks[-1].register_forward_hook(lambda *args: found.append(args[2]))
+    maps.eval()(pictures(2, 64))
+    hook.remove()
+    return found[0]
+
+
+def test_a_seen_distance_is_symmetric_enlarges_and_teaches_only_its_first_argument(backbone):
+    looks = perceptual(LpipsMaps("squeeze", backbone), 48)
+    a, b = pictures(3, 12)[:, :1].requires_grad_(), pictures(3, 12, seed=1)[:, :1]
+    distance = looks(a, b)
+    assert torch.allclose(distance, looks(b, a)) and looks(b, b).abs().max() < 1e-6
+    distance.sum().backward()
+    assert a.grad.isfinite().all() and a.grad.abs().max() > 0
+    large = [torch.nn.functional.interpolate(x, (48, 48), mode="bilinear") for x in (a, b)]
+    assert torch.allclose(distance, looks(*large), rtol=1e-4)
+    assert not any(p.requires_grad for p in looks.distance.parameters())
+
+
+@pytest.mark.parametrize("method", ["cd", "ct", "pd", "direct", "boot"])
+def test_every_student_can_learn_by_looking_and_keeps_the_network_to_itself(
+    method, backbone, monkeypatch
+):
+    small = lambda kind, file: LpipsMaps("squeeze", backbone)  # noqa: E731
+    monkeypatch.setattr(image_methods, "LpipsMaps", small)
+    recipe, objective = objective_of(method, distance="lpips", enlarge=48, decay=0.5)
+    x = torch.rand(2, *SHAPE) * 2 - 1
+    plain, _ = objective_of(method)[1], objective.train()
+    loss, other = (
+        each(x, generator=torch.Generator().manual_seed(0)) for each in (objective, plain)
+    )
+    loss.mean().backward()
+    assert loss.shape == (2,) and not torch.allclose(loss, other)
+    assert objective.state_dict().keys() == objective_of(method, decay=0.5)[1].state_dict().keys()
+    assert distance_of(recipe).distance.training is False
