@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import viz
+from .bridges import edm_teacher
 from consistency_edu.data import (
     ImageSet,
     InputError,
@@ -261,7 +262,7 @@ def open_workshop(
 ) -> Workshop:
     """Check all that a run of `recipe` needs, and build it; InputError before any work starts.
 
-    `teacher` is the folder of the teacher's finished run.
+    `teacher` is the folder of the teacher's finished run, or a pickle of EDM's.
     """
     check_recipe(recipe)
     device = choose_device(recipe.device)
@@ -272,7 +273,9 @@ def open_workshop(
                 f"'{recipe.name}' distils a teacher: train {recipe.source or 'one'} first, and "
                 "give its folder with --teacher."
             )
-        master = load_run(teacher, recipe.device)
+        master = (
+            edm_teacher(teacher) if Path(teacher).is_file() else load_run(teacher, recipe.device)
+        )
     check_writable(folder)
     images = load_images(recipe.data, size=recipe.size or None)
     check_data(recipe, images, master)
