@@ -80,6 +80,8 @@ def rebuild_storage(payload: bytes) -> Tensor:
 
 def rebuild_tensor(storage: Tensor, offset: int, size, stride, *rest) -> Tensor:
     """Return the part of `storage` `[n]` that a tensor of `size` and `stride` is."""
+    if math.prod(size) > len(storage):
+        raise ValueError("a tensor is larger than its storage")
     return storage.as_strided(tuple(size), tuple(stride), offset)
 
 # %% ../nbs/17_bridges.ipynb #br000013
@@ -120,7 +122,7 @@ class Refused(Exception):
 
 
 class SafeUnpickler(pickle.Unpickler):
-    """Read a pickle whose every wish is on a list of ten; each is met by a function of ours."""
+    """Read a pickle whose every wish is on our list; each is met by a function of ours."""
 
     def find_class(self, module: str, name: str) -> object:
         """Return what stands for `module`.`name`, made anew each time; Refused if nothing does."""
@@ -167,7 +169,7 @@ def named_tensors(record: Record, prefix: str = "") -> Iterator[tuple[str, Tenso
     parts = vars(record)
     for kind in ("_parameters", "_buffers"):
         for name, value in parts.get(kind, {}).items():
-            if value is not None:
+            if isinstance(value, Tensor):
                 yield prefix + name, value
     for name, child in parts.get("_modules", {}).items():
         if child is not None:
@@ -343,7 +345,8 @@ def edm_teacher(path: str | Path) -> EDMTeacher:
     """
     content = read_pickle(path)
     outer = content.get("ema") if isinstance(content, dict) else None
-    inner = getattr(outer, "_modules", {}).get("model")
+    children = getattr(outer, "_modules", None)
+    inner = children.get("model") if isinstance(children, dict) else None
     found = f"{class_of(outer)} around {class_of(inner)}"
     if found != "EDMPrecond around SongUNet":
         raise InputError(
@@ -352,10 +355,12 @@ def edm_teacher(path: str | Path) -> EDMTeacher:
         )
     try:
         unet, shape = from_edm_state(dict(named_tensors(inner)))
+        check_groups(unet)
+        model = EDMDenoiser(unet, float(vars(outer).get("sigma_data", 0.5)))
     except InputError as error:
         raise InputError(f"'{path}': {error}") from None
-    check_groups(unet)
-    model = EDMDenoiser(unet, float(vars(outer).get("sigma_data", 0.5)))
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"'{path}' is not built like a network of EDM's ({error}).") from None
     model.requires_grad_(False).eval()
     return EDMTeacher(model, (shape.channels, shape.sizes[0], shape.sizes[0]))
 

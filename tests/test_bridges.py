@@ -494,6 +494,31 @@ def test_broken_files_are_refused(file, tmp_path):
             load_edm(tmp_path / "other.pkl")
 
 
+@pytest.mark.parametrize("field", ["_modules", "_parameters", "_buffers", "cycle"])
+def test_nonsense_in_the_right_places_is_refused(field, weights, tmp_path, monkeypatch):
+    build = module_tree
+
+    def nonsense(state, class_name):
+        tree = build(state, class_name)
+        if field == "cycle":
+            own = nn.ModuleDict()
+            own._modules["again"] = own
+            tree.state["_modules"]["map_noise"] = own
+        else:
+            tree.state[field] = {"model": 3, "other": 4} if field == "_modules" else ["nonsense"]
+        return tree
+
+    monkeypatch.setattr(sys.modules[__name__], "module_tree", nonsense)
+    (tmp_path / "net.pkl").write_bytes(edm_pickle(weights))
+    with pytest.raises(InputError, match="net.pkl"):
+        load_edm(tmp_path / "net.pkl")
+
+
+def test_a_tensor_larger_than_its_storage_is_refused():
+    with pytest.raises(ValueError, match="larger than its storage"):
+        bridges.rebuild_tensor(torch.zeros(1), 0, (10**9, 10**9), (0, 0))
+
+
 def test_a_storage_that_is_cut_short_is_refused(tmp_path):
     storage = torch.arange(5.0).untyped_storage()
     options = {"wrap_storage": storage, "dtype": torch.float32, "_internal": True}
@@ -566,7 +591,7 @@ def test_widths_that_grow_do_not_fit(generator, tmp_path):
         load_edm(tmp_path / "net.pkl")
     state = random_state({**SHAPE, "width": 24, "blocks": 1}, generator)
     (tmp_path / "net.pkl").write_bytes(edm_pickle(state))
-    with pytest.raises(InputError, match="groups in EDM's network"):
+    with pytest.raises(InputError, match="net.pkl.*groups in EDM's network"):
         load_edm(tmp_path / "net.pkl")
 
 
@@ -767,6 +792,7 @@ def test_a_round_trip_through_a_folder(diffusers, tmp_path):
     assert type(pipe.unet).__name__ == "UNet2DModel"
     pipe.set_progress_bar_config(disable=True)
     again = from_diffusers(folder)
+    assert isinstance(again, ConsistencyModel)
     assert (again.sigma_max, again.network.points, again.sigma_min) == (10.0, 18, 0.002)
     noise, labels = torch.randn(3, 3, 16, 16), torch.tensor([2, 0, 3])
     ours = sample_one_step(Clipped(model), noise, labels)
