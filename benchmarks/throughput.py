@@ -1,6 +1,7 @@
 """How many images a second do the training steps and the sampler handle, and how well is the card used?
 
-    python3 benchmarks/throughput.py --minutes 7 --profile --variants
+    python3 benchmarks/throughput.py --minutes 8 --profile          # edm and small, all steps
+    python3 benchmarks/throughput.py --network small --compiles graphs
     python3 benchmarks/throughput.py --device cpu --tiny            # a rehearsal, in seconds
     torchrun --nproc_per_node 2 benchmarks/throughput.py --ddp      # two GPUs against one
 
@@ -11,6 +12,8 @@ over the bfloat16 matrix product's own speed, measured in the same run.
 import argparse
 import gc
 import json
+import os
+import threading
 import time
 import traceback
 import warnings
@@ -37,6 +40,12 @@ TARGETS = {
     ("edm", "one-step sampling"): 11500,
     ("small", "EDM step"): 12000,
 }
+STEPS = {
+    "edm": "EDM step",
+    "cd": "CD step, Heun",
+    "sampling": "one-step sampling",
+    "consistency": "consistency step",
+}
 PASSES = {  # with gradients, without
     "EDM step": (1, 0),
     "consistency step": (1, 1),
@@ -53,8 +62,10 @@ class Bench:
         self.end = time.perf_counter() + 60 * args.minutes
         self.size = 8 if args.tiny else 32
         self.is_gpu = self.device.type == "cuda"
-        self.rows, self.peak = [], float("nan")
+        self.precision = torch.bfloat16 if self.is_gpu else None  # most CPUs are slow with it
+        self.rows, self.peak, self.cpu, self.clock = [], float("nan"), 0.0, {}
         self.card = torch.cuda.get_device_name() if self.is_gpu else "cpu"
+        clock_and_power(self)  # the first call is slow
 
     @property
     def left(self) -> float:
@@ -75,16 +86,40 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
 
     def seconds(self, step: Callable, least: float = 2.0, warm: int = 3) -> float:
-        """Return the time of one `step`, over at least `least` seconds."""
+        """Return the time of one `step`, over at least `least` seconds, without a wait in between.
+
+        `cpu` is then the time that all threads of the CPU spent on one, `clock` the card's clock.
+        """
         for _ in range(warm):
             step()
-        start, count = self.wait(), 0
-        while True:
-            for _ in range(2):
-                step()
-            count += 2
-            if count >= 6 and self.wait() - start > (0.1 if self.args.tiny else least):
-                return (self.wait() - start) / count
+        start = self.wait()
+        for _ in range(2):
+            step()
+        guess = (self.wait() - start) / 2
+        count = max(2, round((0.1 if self.args.tiny else least) / guess))
+        look = threading.Timer(0.6 * least, lambda: self.clock.update(clock_and_power(self)))
+        look.start()
+        start, busy = self.wait(), time.process_time()
+        for _ in range(count):
+            step()
+        self.cpu = (time.process_time() - busy) / count
+        took = self.wait() - start
+        look.cancel()
+        return took / count
+
+
+def clock_and_power(bench: Bench) -> dict:
+    """Return the card's clock in MHz, its power in W and its temperature, where they can be read."""
+    if not bench.is_gpu:
+        return {}
+    try:
+        return {
+            "sm_mhz": torch.cuda.clock_rate(),
+            "watts": torch.cuda.power_draw() / 1e3,
+            "celsius": torch.cuda.temperature(),
+        }
+    except Exception:  # no driver library to ask
+        return {}
 
 
 def say(*words) -> None:
@@ -92,11 +127,25 @@ def say(*words) -> None:
     print(*words, flush=True)
 
 
-def matmul_peak(bench: Bench) -> float:
-    """Return the speed of a bfloat16 matrix product, in FLOP/s."""
+def matmul_peak(bench: Bench) -> dict:
+    """Return the speed of a bfloat16 matrix product in FLOP/s: P over a second, and in a burst."""
     n = 256 if bench.args.tiny else 8192
     a, b = (torch.randn(n, n, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * n**3 / bench.seconds(lambda: a @ b, least=1.0, warm=5)
+    for _ in range(3):
+        a @ b
+    bench.wait()
+    time.sleep(0.0 if bench.args.tiny else 0.5)  # let the card cool
+    start = bench.wait()
+    for _ in range(10):
+        a @ b
+    burst = (bench.wait() - start) / 10
+    lasting = bench.seconds(lambda: a @ b, least=1.5, warm=5)
+    bench.peak = 2 * n**3 / lasting
+    return {
+        "peak_bf16_flops": bench.peak,
+        "burst_bf16_flops": 2 * n**3 / burst,
+        **bench.clock,
+    }
 
 
 def forward_flops(name: str, size: int) -> int:
@@ -139,15 +188,33 @@ def measure_step(bench: Bench, name: str, kind: str, batch: int, *, change=None,
         change(objective)
     batches = images(bench, batch)
     start = bench.wait()
-    is_compiled = speed_up(objective, next(batches), **options)
+    if bench.args.warm == "forward":
+        torch.backends.cudnn.benchmark = True
+        set_precision(objective, bench.precision)
+        compile_networks(objective.train(), options.pop("compiles"), **options)
+        objective.teacher.eval()
+        with torch.no_grad():
+            objective(*next(batches))
+        seconds = bench.wait() - start
+        return row_of(bench, name, kind, batch, float("nan"), seconds, True)
+    is_compiled = speed_up(objective, next(batches), precision=bench.precision, **options)
     compile_seconds = bench.wait() - start
     generator = torch.Generator(bench.device).manual_seed(0)
     run = train(objective, batches, steps=10**6, lr=1e-4, generator=generator)
-    seconds = bench.seconds(lambda: next(run))
-    row = row_of(bench, name, kind, batch, seconds, compile_seconds, is_compiled)
-    if bench.args.profile:
-        row["profile"] = profile(bench, lambda: next(run))
-        row["issue_ms"] = issue_time(bench, lambda: next(run))
+    losses = [next(run).loss for _ in range(4)]
+    say(f"    losses of the first steps: {', '.join(f'{loss:.4f}' for loss in losses)}")
+    return finish(bench, (name, kind, batch), lambda: next(run), compile_seconds, is_compiled)
+
+
+def finish(bench: Bench, what: tuple, step: Callable, compile_seconds: float, is_compiled) -> dict:
+    """Time `step`, and profile it if asked to; return the row."""
+    if bench.args.warm:
+        seconds = float("nan")
+    else:
+        seconds = bench.seconds(step)
+    row = row_of(bench, *what, seconds, compile_seconds, is_compiled)
+    if bench.args.profile and not bench.args.warm:
+        row["profile"] = profile(bench, step)
     return row
 
 
@@ -166,17 +233,15 @@ def measure_sampling(bench: Bench, name: str, batch: int, *, change=None, **opti
     model = model.to(bench.device)
     if change is not None:
         change(model)
-    set_precision(model, torch.bfloat16)
+    set_precision(model, bench.precision)
     compiled = compile_networks(model, options.pop("compiles", "networks"), **options)
     noise = torch.randn(batch, 3, bench.size, bench.size, device=bench.device)
     start = bench.wait()
-    sample_one_step(model, noise)
+    for _ in range(3 if bench.args.compiles == "graphs" else 1):
+        sample_one_step(model, noise)
     compile_seconds = bench.wait() - start
-    seconds = bench.seconds(lambda: sample_one_step(model, noise))
-    row = row_of(bench, name, "one-step sampling", batch, seconds, compile_seconds, bool(compiled))
-    if bench.args.profile:
-        row["profile"] = profile(bench, lambda: sample_one_step(model, noise))
-    return row
+    step = lambda: sample_one_step(model, noise)
+    return finish(bench, (name, "one-step sampling", batch), step, compile_seconds, bool(compiled))
 
 
 def row_of(bench, name, kind, batch, seconds, compile_seconds, is_compiled) -> dict:
@@ -191,22 +256,22 @@ def row_of(bench, name, kind, batch, seconds, compile_seconds, is_compiled) -> d
         "images_per_second": batch / seconds,
         "mfu": flops * batch / seconds / bench.peak,
         "step_ms": 1e3 * seconds,
+        "cpu_ms": 1e3 * bench.cpu,
         "peak_memory_gib": memory,
         "compile_seconds": compile_seconds,
+        "compile_parts": compile_parts(),
         "is_compiled": is_compiled,
         "target": TARGETS.get((name, kind)),
+        **bench.clock,
     }
 
 
-def issue_time(bench: Bench, step: Callable) -> float:
-    """Return how many ms the CPU needs to hand out one step to an idle device."""
-    times = []
-    for _ in range(4):
-        bench.wait()
-        start = time.process_time()
-        step()
-        times.append(1e3 * (time.process_time() - start))
-    return min(times)
+def compile_parts(top: int = 14) -> dict[str, float]:
+    """Return the seconds that the compiler's longest parts took since this was last asked."""
+    times = getattr(torch._dynamo.utils, "compilation_time_metrics", {})
+    total = {name: round(sum(seconds), 1) for name, seconds in times.items()}
+    times.clear()
+    return dict(sorted(total.items(), key=lambda item: -item[1])[:top])
 
 
 KINDS = {  # words in the names of kernels, the first that fits
@@ -260,7 +325,7 @@ def report(bench: Bench, row: dict) -> None:
         f"{row['step_ms']:.1f} ms  {row['peak_memory_gib']:.1f} GiB  "
         f"first call {row['compile_seconds']:.0f} s"
         + ("" if row["is_compiled"] else "  NOT COMPILED")
-        + (f"  issue {row['issue_ms']:.1f} ms" if "issue_ms" in row else "")
+        + f"  CPU {row['cpu_ms']:.1f} ms a step  {bench.clock}"
         + f"  [{bench.left:.0f} s left]"
     )
     save(bench)
@@ -271,10 +336,11 @@ def save(bench: Bench) -> None:
     folder = Path(bench.args.out)
     folder.mkdir(parents=True, exist_ok=True)
     card = bench.card.lower().replace(" ", "_").replace("/", "_")
-    name = f"throughput_{card}{'_x2' if bench.args.ddp else ''}{'_tiny' if bench.args.tiny else ''}"
+    flags = {"x2": bench.args.ddp, "tiny": bench.args.tiny, bench.args.title: bench.args.title}
+    name = "_".join(["throughput", card, *(word for word, is_on in flags.items() if is_on)])
     content = {
         "card": bench.card,
-        "peak_bf16_flops": bench.peak,
+        **bench.product,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if bench.is_gpu else None,
@@ -297,47 +363,31 @@ def attempt(bench: Bench, title: str, needs: float, work: Callable) -> None:
         say("    " + " | ".join(traceback.format_exc().strip().splitlines()[-7:-1])[-900:])
 
 
-def wanted(bench: Bench, word: str) -> bool:
-    """Is this part of the run asked for?"""
-    return not bench.args.only or word in bench.args.only.split(",")
-
-
 def run_all(bench: Bench) -> None:
     """Measure everything, the most important first."""
-    batch, compiles = bench.args.batch, bench.args.compiles
-    change = None
-    if bench.args.fused:
+    args, change = bench.args, None
+    if args.fused:
         from variants import use_fused_norm as change
-    if bench.args.variants:
+    if args.variants:
         import variants
 
         change = variants.compare(bench, attempt, say) or change
+    words = {"graphs": "CUDA graphs", "stages": "by stages", "nothing": "not compiled"}
+    words = [words.get(args.compiles, ""), "fused norm" * args.fused]
+    variant = ", ".join(word for word in words if word)
 
-    def step(name, kind, batch=batch, variant="", **options):
-        options = {"compiles": compiles, "change": change, **options}
-        row = measure_step(bench, name, kind, batch, **options)
+    def step(name, kind):
+        options = {"compiles": args.compiles, "change": change}
+        if kind == "one-step sampling":
+            row = measure_sampling(bench, name, args.batch, **options)
+        else:
+            row = measure_step(bench, name, kind, args.batch, **options)
         report(bench, row | {"variant": variant})
 
-    def sample():
-        report(bench, measure_sampling(bench, "edm", batch, compiles=compiles, change=change))
-
-    if wanted(bench, "edm"):
-        attempt(bench, "EDM step", 60, lambda: step("edm", "EDM step"))
-    for kind in ("consistency step", "CD step, Heun"):
-        if wanted(bench, kind.split()[0].lower()):
-            attempt(bench, kind, 60, lambda kind=kind: step("edm", kind))
-    if wanted(bench, "sampling"):
-        attempt(bench, "sampling", 40, sample)
-    if wanted(bench, "small"):
-        attempt(bench, "small", 45, lambda: step("small", "EDM step"))
-    if wanted(bench, "stages"):
-        plain = dict(compiles="stages", change=None, variant="plain, stages")
-        attempt(bench, "stages", 60, lambda: step("edm", "EDM step", **plain))
-    if wanted(bench, "graphs") and bench.is_gpu:
-        graphs = dict(mode="reduce-overhead", variant="CUDA graphs")
-        attempt(bench, "graphs", 60, lambda: step("small", "EDM step", **graphs))
-    if wanted(bench, "plain") and change is not None:
-        attempt(bench, "plain", 150, lambda: step("edm", "EDM step", change=None, variant="plain"))
+    for name in args.network.split(","):
+        for word in args.only.split(","):
+            title = f"{name}: {STEPS[word]}"
+            attempt(bench, title, 20, lambda name=name, word=word: step(name, STEPS[word]))
 
 
 def run_ddp(bench: Bench) -> None:
@@ -345,20 +395,24 @@ def run_ddp(bench: Bench) -> None:
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    dist.init_process_group("nccl" if bench.is_gpu else "gloo")
-    rank, world = dist.get_rank(), dist.get_world_size()
-    bench.args.compiles = "stages" if bench.args.compiles == "networks" else bench.args.compiles
     if bench.is_gpu:
-        torch.cuda.set_device(rank % torch.cuda.device_count())
-        bench.device = torch.device("cuda", torch.cuda.current_device())
+        dist.init_process_group("nccl", device_id=torch.device("cuda", 0))
+    else:
+        dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    torch._dynamo.config.optimize_ddp = False  # a step's gradients travel in 1 ms: do not cut it up
     torch.manual_seed(0)
-    objective = edm_objective(EDMDenoiser(named_unet(bench.args.network, dropout=0.13)))
+    name = bench.args.network.split(",")[0]
+    objective = edm_objective(EDMDenoiser(named_unet(name, dropout=0.13)))
     awaken(objective)
     objective = objective.to(bench.device)
     batches, generator = images(bench, bench.args.batch), torch.Generator(bench.device)
     generator.manual_seed(rank)
     compiles = bench.args.compiles if bench.is_gpu else "nothing"
-    speed_up(objective, next(batches), compiles=compiles)
+    start = bench.wait()
+    is_compiled = speed_up(objective, next(batches), precision=bench.precision, compiles=compiles)
+    compile_seconds = bench.wait() - start
+    say(f"rank {rank}: first call {compile_seconds:.0f} s, compiled: {is_compiled}")
     optimiser = torch.optim.Adam(objective.parameters(), 1e-4, fused=bench.is_gpu)
 
     def step():
@@ -373,16 +427,16 @@ def run_ddp(bench: Bench) -> None:
     for _ in range(5):
         step()
     dist.barrier()
-    start, count = bench.wait(), 4 if bench.args.tiny else 30
+    start, count = bench.wait(), 4 if bench.args.tiny else max(30, round(3 / max(alone, 0.05)))
     for _ in range(count):
         step()
     dist.barrier()
     together = (bench.wait() - start) / count
     if rank == 0:
-        row = row_of(
-            bench, bench.args.network, "EDM step", bench.args.batch * world, together, 0, True
-        )
+        batch = bench.args.batch * world
+        row = row_of(bench, name, "EDM step", batch, together, compile_seconds, is_compiled)
         row["mfu"], row["step"] = row["mfu"] / world, f"EDM step x{world}"
+        row["step_ms_alone"], row["target"] = 1e3 * alone, None
         row["ratio_to_one"] = world * alone / together
         report(bench, row)
         say(f"{world} GPUs do {row['ratio_to_one']:.3f} times the work of one")
@@ -398,14 +452,18 @@ def parse() -> argparse.Namespace:
         "--minutes", type=float, default=8.0, help="stop starting things after this"
     )
     parser.add_argument("--batch", type=int, default=0, help="images per step (default 512)")
-    parser.add_argument("--compiles", default="networks", help="networks, stages or nothing")
     parser.add_argument(
-        "--only", default="", help="edm,small,consistency,cd,sampling,stages,graphs,plain"
+        "--compiles", default="networks", help="networks, graphs, stages or nothing"
     )
+    parser.add_argument("--network", default="edm,small", help="U-Nets; --ddp takes the first")
+    parser.add_argument("--only", default=",".join(STEPS), help="the steps, in this order")
+    parser.add_argument("--title", default="", help="added to the name of the results' file")
     first = "as in the package,fused norm kernel,pairs unstacked"
     parser.add_argument("--which", default=first, help="the variants to compare; '' for all")
-    parser.add_argument("--network", default="edm", help="the U-Net of --ddp")
     parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
+    parser.add_argument(
+        "--warm", default="", help="all or forward: compile that, for the cache, and time nothing"
+    )
     for flag in ("profile", "variants", "ddp", "no-dropout", "fused"):
         parser.add_argument(f"--{flag}", action="store_true")
     args = parser.parse_args()
@@ -423,11 +481,17 @@ def main() -> None:
 
         tiny = dict(width=8, multipliers=(1, 2), blocks=1, attention=(False, True))
         networks.UNETS.update(edm=tiny, small=tiny)
-        args.compiles, args.network = "nothing" if args.device == "cpu" else args.compiles, "edm"
+        args.compiles = "nothing" if args.device == "cpu" else args.compiles
+    if args.ddp and args.device == "cuda":  # each process sees its own card, and calls it 0
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7").split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[int(os.environ["LOCAL_RANK"])]
     bench = Bench(args)
     say(f"{bench.card}, torch {torch.__version__}, cuda {torch.version.cuda}")
-    bench.peak = matmul_peak(bench)
-    say(f"bfloat16 matrix product: {bench.peak / 1e12:.1f} TFLOP/s")
+    bench.product = matmul_peak(bench)
+    say(
+        f"bfloat16 matrix product: {bench.peak / 1e12:.1f} TFLOP/s over a second, "
+        f"{bench.product['burst_bf16_flops'] / 1e12:.1f} in a burst {bench.clock}"
+    )
     (run_ddp if args.ddp else run_all)(bench)
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FILES', 'COMMANDS', 'toy_command', 'digits_command', 'tell', 'TrainConfig', 'split_changes', 'train_command',
            'out_of', 'RecipesConfig', 'DoctorConfig', 'recipes_command', 'doctor_command', 'examine', 'installed',
-           'gpus', 'SweepConfig', 'all_sweeps', 'sweep_command', 'parse', 'stopped', 'main']
+           'gpus', 'SweepConfig', 'all_sweeps', 'sweep_command', 'parse', 'stopped', 'say', 'main']
 
 # %% ../nbs/19_cli.ipynb #cf59297f
 import dataclasses
@@ -16,7 +16,9 @@ import os
 import pkgutil
 import platform
 import shutil
+import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -32,6 +34,7 @@ from .image_methods import override
 from .image_recipes import RECIPES
 from .image_runs import train_recipe
 from .image_scores import DigitsConfig, run_digits
+from .long_runs import Shelf, Signals, WorkerLost, is_first
 from .recipes import ToyConfig, run_toy
 from .sweeps import FOLDER, Sweep, run_sweep
 from .training import TrainingDiverged
@@ -50,8 +53,8 @@ def digits_command(config: DigitsConfig) -> None:
 
 
 def tell(files: dict[str, Path]) -> None:
-    """Say where `files` are, by kind."""
-    for kind, path in files.items():
+    """Say where `files` are, by kind; of several workers the first says it."""
+    for kind, path in files.items() if is_first() else ():
         print(f"{kind:10} {path}")
 
 # %% ../nbs/19_cli.ipynb #cl000003
@@ -68,13 +71,20 @@ class TrainConfig:
     seed: int = 0
     """seeds weights, batches and noise"""
     resume: bool = False
-    """go on with the run in `out`, if there is one"""
+    """go on with the run in `out` from its last whole checkpoint, if there is one"""
+    keep: int = 3
+    """how many checkpoints to keep"""
+    save_every: int = 0
+    """write a checkpoint every so many steps; 0: by the clock, in less than 1 %% of the time"""
+    tensorboard: bool = False
+    """write the metrics for TensorBoard, too (pip install tensorboard)"""
     changes: tyro.conf.Suppress[dict[str, str]] = dataclasses.field(default_factory=dict)
 
 
 def split_changes(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Split `args` of train into its own options and the changes of the recipe, field -> word."""
-    own = {"--out", "--teacher", "--seed", "--resume", "--no-resume", "--help", "-h"}
+    names = [f.name.replace("_", "-") for f in dataclasses.fields(TrainConfig)]
+    own = {"--help", "-h", *(f"--{no}{name}" for name in names for no in ("", "no-"))}
     left, changes, words = [], {}, list(args)
     while words:
         word = words.pop(0)
@@ -97,8 +107,11 @@ def train_command(config: TrainConfig) -> None:
     teacher = config.teacher
     if teacher is None and recipe.source and (out.parent / recipe.source).exists():
         teacher = out.parent / recipe.source
-    print(f"Training {name} into '{out}'.")
-    folder = train_recipe(recipe, out, teacher=teacher, seed=config.seed, resume=config.resume)
+    if is_first():
+        print(f"Training {name} into '{out}'.")
+    names = ("seed", "resume", "keep", "save_every", "tensorboard")
+    options = {name: getattr(config, name) for name in names}
+    folder = train_recipe(recipe, out, teacher=teacher, **options)
     tell({kind: folder / f"{kind}.{end}" for kind, end in FILES.items()})
 
 
@@ -235,22 +248,36 @@ def parse(args: Sequence[str] | None):
 def stopped(config) -> str:
     """Say what an interrupted command leaves, and how to go on."""
     if isinstance(config, TrainConfig):
-        return f"stopped. Its checkpoint is in '{out_of(config)}': go on with --resume."
+        left = Shelf(out_of(config) / "checkpoints").left
+        return f"stopped. {left}"
     if isinstance(config, (ToyConfig, DigitsConfig)):
         return f"stopped. What was finished is in '{config.out}', under results and images."
     return "stopped. What was finished is kept; the same command goes on."
 
 
+def say(message: str) -> None:
+    """Tell a person one thing, on the error channel."""
+    print(f"consistency-edu: {message}", file=sys.stderr)
+
+
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command in `args`, and return its exit status: 0, 2 for bad input, 130 for Ctrl-C."""
+    """Run the command in `args`, and return its exit status.
+
+    0: done; 2: bad input, or a run that diverged; 3: another worker was lost; 128 + the number of
+    the signal that stopped it (130: Ctrl-C, 143: SIGTERM).
+    """
     config = parse(args)
     run = next(run for kind, run in COMMANDS.values() if isinstance(config, kind))
-    try:
-        run(config)
-        return 0
-    except (InputError, TrainingDiverged) as error:
-        print(f"consistency-edu: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"consistency-edu: {stopped(config)}", file=sys.stderr)
-        return 130
+    with warnings.catch_warnings(), Signals(at_once=True):
+        warnings.showwarning = lambda message, *rest, **more: say(message)
+        try:
+            run(config)
+            return 0
+        except (InputError, TrainingDiverged, WorkerLost) as error:
+            if is_first("LOCAL_RANK") or isinstance(error, WorkerLost):
+                say(error)
+            return 3 if isinstance(error, WorkerLost) else 2
+        except KeyboardInterrupt as stop:
+            if is_first():
+                say(stopped(config))
+            return 128 + getattr(stop, "number", signal.SIGINT)

@@ -140,7 +140,7 @@ class PathConsistency(nn.Module):
 # %% ../nbs/09_consistency.ipynb #c0900013
 def skip_coefficients(sigma: Tensor, sigma_min: float, sigma_data: float) -> tuple[Tensor, Tensor]:
     """Return c_skip and c_out at `sigma`: exactly 1 and 0 at `sigma_min` (CM paper, appendix C)."""
-    above = sigma - torch.as_tensor(sigma_min, dtype=sigma.dtype, device=sigma.device)
+    above = sigma - torch.full_like(sigma, sigma_min)  # in the dtype of sigma: exactly 0 there
     c_skip = sigma_data**2 / (above**2 + sigma_data**2)
     c_out = sigma_data * above / (sigma_data**2 + sigma**2).sqrt()
     return c_skip, c_out
@@ -148,8 +148,7 @@ def skip_coefficients(sigma: Tensor, sigma_min: float, sigma_data: float) -> tup
 
 def naive_coefficients(sigma: Tensor, sigma_min: float, sigma_data: float) -> tuple[Tensor, Tensor]:
     """Return 1 and 0 at `sigma_min`, 0 and 1 above it (CM paper eq. 4)."""
-    lowest = torch.as_tensor(sigma_min, dtype=sigma.dtype, device=sigma.device)
-    is_clean = (sigma <= lowest).to(sigma)
+    is_clean = (sigma <= torch.full_like(sigma, sigma_min)).to(sigma)
     return is_clean, 1 - is_clean
 
 

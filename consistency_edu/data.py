@@ -25,7 +25,7 @@ import tempfile
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -92,19 +92,22 @@ class GaussianMixture:
         return mixture_log_density(x, stds**2 + sigma**2, means, weights)
 
 # %% ../nbs/01_data.ipynb #3c401b88
+def _draw(how: Callable, shape: Sequence[int], like: Tensor, generator: torch.Generator | None):
+    """Draw `shape` for each worker that shares `generator` (chapter 5b), and keep our own."""
+    rank, workers = getattr(generator, "part", (0, 1))
+    device = generator.device if generator is not None else like.device
+    draws = how((workers, *shape), generator=generator, dtype=like.dtype, device=device)
+    return draws[rank].to(like.device)
+
+
 def draw_normal(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw a standard normal tensor of `like`'s shape, dtype and device, from `generator`."""
-    device = generator.device if generator is not None else like.device
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=device).to(
-        like.device
-    )
+    return _draw(torch.randn, like.shape, like, generator)
 
 
 def draw_uniform(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw one number in [0, 1) for each row of `like` `[B, ...]`, as `[B]`, from `generator`."""
-    device = generator.device if generator is not None else like.device
-    draws = torch.rand(len(like), generator=generator, dtype=like.dtype, device=device)
-    return draws.to(like.device)
+    return _draw(torch.rand, like.shape[:1], like, generator)
 
 # %% ../nbs/01_data.ipynb #48a8c34f
 class InputError(ValueError):
@@ -841,6 +844,7 @@ def image_batches(
     home = image_set.images.device
     device = home if device is None else choose_device(device)
     device = home if device.type == home.type and device.index is None else device
-    seed = int(2**31 * draw_uniform(torch.empty(1, dtype=torch.float64), generator))
-    rows = ShuffledRows(len(image_set), batch_size, seed, part)
+    at = generator.device if generator is not None else None
+    number = torch.rand(1, generator=generator, dtype=torch.float64, device=at)  # on all workers
+    rows = ShuffledRows(len(image_set), batch_size, int(2**31 * number), part)
     return ImageBatches(_Fetch(image_set, device), rows, with_labels, flip)

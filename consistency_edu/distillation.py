@@ -9,7 +9,7 @@ __all__ = ['TOY_SIGMAS', 'SOLVERS', 'DISTANCES', 'WEIGHTS', 'FLOWS', 'SETS', 'DI
            'SwappedDistillation', 'UnstoppedDistillation', 'ToySetting', 'Magnified', 'started', 'learned_teacher',
            'toy_teacher', 'distilling', 'denoiser_error', 'compare_one_step', 'distil_toy', 'FeatureDistance', 'unit',
            'positions', 'DigitFeatures', 'train_digit_features', 'DigitJudge', 'digit_judge', 'digit_teacher',
-           'distil_digits', 'SolverConsistency', 'time_to_quality', 'knobs', 'set_settings', 'digit_knobs']
+           'distil_digits', 'SolverConsistency', 'race', 'time_to_quality', 'knobs', 'set_settings', 'digit_knobs']
 
 # %% ../nbs/11_distillation.ipynb #5e70ce10
 import copy
@@ -565,11 +565,35 @@ class SolverConsistency(nn.Module):
         return x
 
 # %% ../nbs/11_distillation.ipynb #1e1556fa
-def time_to_quality(setting: dict, seed: int, *, goal: float = 0.05, every: int = 20) -> dict:
-    """Distil as `ToySetting(**setting)` says until the one-step samples' sliced W2 is below `goal`.
+def race(
+    states: Iterator[TrainState],
+    judge: ToyJudge,
+    steps: int,
+    *,
+    goal: float = 0.05,
+    every: int = 20,
+) -> dict:
+    """Follow the training `states`, of `steps`, until the one-step samples' W2 is at most `goal`.
 
-    Returns the processor seconds of the training, judging not counted and a learned teacher's
-    own training on its own, and the steps taken; both are those of the whole run if it failed.
+    Returns the processor seconds of the training, judging not counted, the steps taken and the
+    last measures: those of the whole run if it never `is_reached`.
+    """
+    start, spent = time.process_time(), 0.0
+    for state in states:
+        if state.step % every and state.step < steps:
+            continue
+        spent += time.process_time() - start
+        found = judge.measure(state.ema.model)
+        if found["w2"] <= goal:
+            break
+        start = time.process_time()
+    return {"seconds": spent, "taken": state.step, **found, "is_reached": found["w2"] <= goal}
+
+
+def time_to_quality(setting: dict, seed: int, *, goal: float = 0.05, every: int = 20) -> dict:
+    """Distil as `ToySetting(**setting)` says in a `race` for `goal`.
+
+    A learned teacher's own training is counted apart, in `teacher_seconds`.
     """
     setting = ToySetting(**setting)
     judge = toy_judge(setting.dataset)
@@ -577,17 +601,9 @@ def time_to_quality(setting: dict, seed: int, *, goal: float = 0.05, every: int 
     learned_teacher.cache_clear()
     start = time.process_time()
     toy_teacher(setting, seed)
-    teacher_seconds, start, spent = time.process_time() - start, time.process_time(), 0.0
-    for state in distilling(setting, seed, ema_decay=0.98):
-        if state.step % every and state.step < setting.steps:
-            continue
-        spent += time.process_time() - start
-        found = judge.measure(state.ema.model)
-        if found["w2"] <= goal:
-            break
-        start = time.process_time()
-    row = {"seconds": spent, "teacher_seconds": teacher_seconds, "taken": state.step}
-    return {**row, **found, "is_reached": found["w2"] <= goal}
+    spent = {"teacher_seconds": time.process_time() - start}
+    states = distilling(setting, seed, ema_decay=0.98)
+    return spent | race(states, judge, setting.steps, goal=goal, every=every)
 
 # %% ../nbs/11_distillation.ipynb #ace605b2
 RACE = ("teacher", "teacher_steps", "gain", "points", "solver", "batch", "lr", "steps")

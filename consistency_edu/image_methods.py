@@ -71,7 +71,7 @@ class Recipe:
     precision: str = "float32"
     """what U-Nets compute in: float32 or bfloat16"""
     compiles: str = "nothing"
-    """what of the U-Nets is compiled: networks, stages or nothing"""
+    """what of the U-Nets is compiled: networks, graphs (of CUDA), stages or nothing"""
     flip: bool = False
     """mirror half of the images"""
     labels: bool = False
@@ -153,7 +153,7 @@ CHOICES = {
     "method": METHODS,
     "network": ("mlp", *UNETS),
     "precision": PRECISIONS,
-    "compiles": ("networks", "stages", "nothing"),
+    "compiles": ("networks", "graphs", "stages", "nothing"),
     "rate": ("cosine", "linear", "constant"),
     "optimizer": OPTIMIZERS,
     "distance": DISTANCES,

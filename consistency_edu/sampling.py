@@ -256,19 +256,26 @@ SAMPLING_SWEEPS = {
 
 # %% ../nbs/10_sampling.ipynb #c1000035
 class OneStepStudent(nn.Module):
-    """A generator `(noise [B, ...], labels) -> samples` as f(x, sigma), at `sigma_max` alone.
+    """A student that exists at `sigma_max` alone, as f(x, sigma).
 
+    `jump(x [B, ...], labels) -> samples` is its answer there; a subclass defines it as a method.
     `method` names how it was trained, for the sentence it says when asked for another level.
     """
 
     is_one_step = True  # sample_multistep then refuses before any work is done
 
     def __init__(
-        self, generate: Callable, *, sigma_max: float, sigma_min: float = 0.002, method: str
+        self,
+        jump: Callable | None = None,
+        *,
+        sigma_max: float,
+        sigma_min: float = 0.002,
+        method: str,
     ):
         super().__init__()
-        self.generate, self.method = generate, method
-        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        if jump is not None:
+            self.jump = jump
+        self.sigma_min, self.sigma_max, self.method = sigma_min, sigma_max, method
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return samples for `x` `[B, ...]` at sigma_max; InputError at any other `sigma`."""
@@ -277,4 +284,4 @@ class OneStepStudent(nn.Module):
                 f"a student made by {self.method} exists at sigma_max = {self.sigma_max:g} alone, "
                 "where it was trained: sample it in one step."
             )
-        return self.generate(x / self.sigma_max, labels)
+        return self.jump(x, labels)

@@ -5,12 +5,15 @@
 # %% auto #0
 __all__ = ['EMA', 'move_towards', 'cosine_rate', 'constant_rate', 'TrainingDiverged', 'check_loss', 'read_later', 'add_gradient',
            'make_optimizer', 'TrainState', 'train', 'Fitted', 'progress', 'fit', 'set_precision', 'compile_networks',
-           'randomness_of', 'set_randomness', 'try_out', 'speed_up', 'weights_of', 'numbers_of', 'write_state',
-           'save_checkpoint', 'Checkpoint', 'load_checkpoint', 'load_weights', 'check_checkpoint', 'restore']
+           'randomness_of', 'set_randomness', 'try_out', 'speed_up', 'weights_of', 'numbers_of', 'pack', 'checksum',
+           'write_bytes', 'save_checkpoint', 'Checkpoint', 'DamagedCheckpoint', 'unpack', 'load_checkpoint',
+           'load_weights', 'check_checkpoint', 'restore', 'restore_randomness']
 
 # %% ../nbs/05_training.ipynb #4b020643
 import copy
+import hashlib
 import inspect
+import io
 import json
 import math
 import os
@@ -22,8 +25,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+import safetensors.torch
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -73,17 +76,20 @@ class TrainingDiverged(RuntimeError):
     """A loss is not finite; the message says where, and the weights are the last good step's."""
 
 
-def check_loss(loss: Tensor, objective: nn.Module, step: int) -> None:
-    """Raise TrainingDiverged if any entry of `loss` `[B]` is not finite at `step`."""
-    bad = ~loss.detach().isfinite()
+def check_loss(loss: Tensor, objective: nn.Module, step: int, workers=None) -> None:
+    """Raise TrainingDiverged if any entry of `loss` `[B]` of any of `workers` is not finite."""
+    sigma, where = getattr(objective, "last_sigma", None), ""
+    has_sigma = sigma is not None and sigma.shape == loss.shape
+    rows = torch.stack([loss.detach(), sigma.to(loss)] if has_sigma else [loss.detach()], 1)
+    rows = workers.gather(rows) if workers else rows
+    bad = ~rows[:, 0].isfinite()
     if not bad.any():
         return
-    sigma, where = getattr(objective, "last_sigma", None), ""
-    if sigma is not None and sigma.shape == loss.shape:
-        where = f", with noise levels from {sigma[bad].min():.4g} to {sigma[bad].max():.4g}"
+    if has_sigma:
+        where = f", with noise levels from {rows[bad, 1].min():.4g} to {rows[bad, 1].max():.4g}"
     raise TrainingDiverged(
         f"the loss of {type(objective).__name__} is not finite at step {step} in "
-        f"{int(bad.sum())} of {len(loss)} samples{where}: "
+        f"{int(bad.sum())} of {len(rows)} samples{where}: "
         "look for NaN in the data, or lower the learning rate."
     )
 
@@ -111,17 +117,20 @@ def add_gradient(
     *,
     share: float = 1.0,
     generator: torch.Generator | None = None,
+    workers=None,
 ) -> float:
     """Add `share` of the gradient of the mean loss on `batch` (x, labels); return that mean.
 
-    Raises TrainingDiverged if it is not finite.
+    The mean is that of all `workers`, if there are several.  Raises TrainingDiverged, on each of
+    them, if it is not finite.
     """
     loss = objective(*batch, generator=generator)
     read = read_later(loss.detach().mean())
     (share * loss.mean()).backward()
     mean = read()  # by now a GPU has the backward pass to chew on
+    mean = workers.mean(mean) if workers else mean
     if not math.isfinite(mean):
-        check_loss(loss, objective, step)
+        check_loss(loss, objective, step, workers)
     return mean
 
 # %% ../nbs/05_training.ipynb #5eed0002
@@ -166,12 +175,14 @@ def train(
     accumulate: int = 1,
     generator: torch.Generator | None = None,
     resume: "Checkpoint | None" = None,
+    workers=None,
 ) -> Iterator[TrainState]:
     """Train `objective.online` on `batches` of (x, labels) for `steps` steps, yielding after each.
 
     The learning rate at step k is `lr` · `rate(k, steps)`; a gradient is the mean over `accumulate`
     batches, and is shortened to `clip` if it is longer; `generator` steers all the objective's
     noise.  `resume` continues the run whose checkpoint it is: give everything else as before.
+    `workers` (chapter 5b) are several processes that share each batch.
     Raises TrainingDiverged, before the optimiser moves, if a loss is not finite.
     """
     if steps < 1 or accumulate < 1:
@@ -180,8 +191,9 @@ def train(
     adjust, ema = make_optimizer(optimizer, online, lr), EMA(online, ema_decay)
     state = TrainState(0, math.nan, 0.0, objective, ema, adjust, batches, generator)
     if resume is not None:
-        state.step = restore(resume, state, steps)
-    source, options = iter(batches), {"share": 1 / accumulate, "generator": generator}
+        state.step = restore(resume, state, steps, workers.rank if workers else 0)
+    source = iter(batches)
+    options = {"share": 1 / accumulate, "generator": generator, "workers": workers}
     for step in range(state.step, steps):
         parts = list(islice(source, accumulate))
         if len(parts) < accumulate:
@@ -189,6 +201,8 @@ def train(
         for group in adjust.param_groups:
             group["lr"] = lr * rate(step, steps)
         means = [add_gradient(objective, batch, step + 1, **options) for batch in parts]
+        if workers:
+            workers.average_gradients(online)
         if clip is not None:
             nn.utils.clip_grad_norm_(online.parameters(), clip)
         adjust.step()
@@ -210,9 +224,10 @@ class Fitted:
     seconds: float
 
 
-def progress(steps: int, title: str) -> tqdm:
+def progress(steps: int, title: str, **options) -> tqdm:
     """Make a progress bar of `steps`; it is silent while notebooks are being tested (IN_TEST)."""
-    return tqdm(total=steps, desc=title, leave=False, disable=bool(os.environ.get("IN_TEST")))
+    options = {"leave": False, "disable": bool(os.environ.get("IN_TEST")), **options}
+    return tqdm(total=steps, desc=title, **options)
 
 
 def fit(
@@ -245,13 +260,16 @@ def set_precision(module: nn.Module, precision: torch.dtype | None) -> None:
 def compile_networks(module: nn.Module, compiles: str = "networks", **options) -> list[nn.Module]:
     """Have the U-Nets in `module` compiled at their next call; return what will be compiled.
 
-    `compiles`: whole "networks" (fastest to run), their "stages" (sooner compiled), or "nothing".
+    `compiles`: whole "networks", the same as CUDA "graphs" (for small networks, whose kernels a CPU
+    hands out more slowly than a GPU runs them; no accumulating), their "stages", or "nothing".
     """
-    kinds = {"networks": UNet, "stages": Stage, "nothing": ()}
+    kinds = {"networks": UNet, "graphs": UNet, "stages": Stage, "nothing": ()}
     if compiles not in kinds:
         raise InputError(f"compiles is '{compiles}': choose one of {', '.join(kinds)}.")
     parts = [part for part in module.modules() if isinstance(part, kinds[compiles])]
     torch._dynamo.config.recompile_limit = 64  # each shape and each role is a case of its own
+    if compiles == "graphs":
+        options = {"mode": "reduce-overhead", **options}
     for part in parts:
         part.compile(dynamic=False, **options)
     return parts
@@ -305,12 +323,13 @@ def speed_up(
     objective.online.train()
     parts = compile_networks(objective, compiles, **options)
     try:
-        try_out(objective, batch)
+        for _ in range(3 if compiles == "graphs" else 1):  # to warm up, to record, to replay
+            try_out(objective, batch)
     except Exception as error:
-        if not parts:
-            raise
         for part in parts:
             part._compiled_call_impl = None
+        if not parts or isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
         reason = " ".join(str(error).split("\n")[:2]) or type(error).__name__
         story = f"torch.compile failed, so training goes on without it: {reason}"
         warnings.warn(story, stacklevel=2)
@@ -335,34 +354,64 @@ def numbers_of(module: nn.Module) -> dict:
     return {k: v for k, v in state if not isinstance(v, Tensor) and not k.startswith("teacher.")}
 
 # %% ../nbs/05_training.ipynb #04aa10d7
-def write_state(folder: Path, state: TrainState) -> None:
-    """Write all of `state` into `folder`: two files of weights, one of tensors, one of numbers."""
-    save_file(weights_of(state.objective), folder / "objective.safetensors")
-    save_file(weights_of(state.ema.model), folder / "ema.safetensors")
+def pack(
+    state: TrainState, randomness: list[dict] | None = None, extra: dict | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """Yield the files of a checkpoint of `state`, name and content, one after the other.
+
+    `randomness`: what randomness_of returned in each process, if there are several; `extra`: what
+    the caller wants to find again, fit for JSON.
+    """
+    yield "objective.safetensors", safetensors.torch.save(weights_of(state.objective))
+    yield "ema.safetensors", safetensors.torch.save(weights_of(state.ema.model))
     batches = state.batches.state_dict() if hasattr(state.batches, "state_dict") else None
     rest = {"optimizer": state.optimizer.state_dict(), "batches": batches}
-    torch.save({**rest, "randomness": randomness_of(state.generator)}, folder / "rest.pt")
+    buffer = io.BytesIO()
+    torch.save({**rest, "randomness": randomness or [randomness_of(state.generator)]}, buffer)
+    yield "rest.pt", buffer.getvalue()
     info = {
         "step": state.step,
         "ema_updates": state.ema.updates,
         "objective": type(state.objective).__name__,
         "optimizer": type(state.optimizer).__name__,
         "numbers": numbers_of(state.objective),
+        "extra": extra or {},
     }
-    (folder / "state.json").write_text(json.dumps(info, indent=2))
+    yield "state.json", json.dumps(info, indent=2).encode()
+
+# %% ../nbs/05_training.ipynb #5afe0001
+def checksum(content: bytes) -> str:
+    """Return the SHA-256 sum of `content`."""
+    return hashlib.sha256(content).hexdigest()
 
 
-def save_checkpoint(folder: str | Path, state: TrainState) -> Path:
-    """Write all of `state`, which `train` yielded, to `folder`, replacing it; return the path."""
+def write_bytes(path: Path, content: bytes) -> str:
+    """Write `content` to `path`, through to the disk, and return its checksum."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return checksum(content)
+
+
+def save_checkpoint(folder: str | Path, state: TrainState, **more) -> Path:
+    """Write all of `state`, which `train` yielded, to `folder`, replacing it; return the path.
+
+    `more` is as in pack.  Raises OSError, and leaves all as it was, if the disk does not take it.
+    """
     folder = Path(folder)
     partial, old = (folder.with_name(f".{word}-{folder.name}") for word in ("partial", "old"))
     for left_over in (partial, old):
         shutil.rmtree(left_over, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write_state(partial, state)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(partial, folder)
+    try:
+        partial.mkdir(parents=True)
+        sums = {name: write_bytes(partial / name, data) for name, data in pack(state, **more)}
+        write_bytes(partial / "manifest.json", json.dumps(sums, indent=2).encode())
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     return folder
 
@@ -382,17 +431,42 @@ class Checkpoint:
         return self.info["step"]
 
 
-def load_checkpoint(folder: str | Path) -> Checkpoint:
-    """Read the checkpoint in `folder` to the CPU; InputError if there is none."""
-    folder = Path(folder)
-    if not (folder / "state.json").is_file():
-        raise InputError(f"there is no checkpoint in {folder}: give what save_checkpoint returned.")
-    return Checkpoint(
-        json.loads((folder / "state.json").read_text()),
-        load_file(folder / "objective.safetensors"),
-        load_file(folder / "ema.safetensors"),
-        torch.load(folder / "rest.pt", weights_only=True, map_location="cpu"),
+class DamagedCheckpoint(InputError):
+    """A checkpoint that is not as it was written."""
+
+
+def unpack(folder: Path) -> Checkpoint:
+    """Read the files of the checkpoint in `folder`, each against its checksum in the manifest."""
+
+    def read(name: str) -> bytes:
+        content = (folder / name).read_bytes()
+        if checksum(content) != sums[name]:
+            raise ValueError(f"the checksum of {name} is another one")
+        return content
+
+    sums = json.loads((folder / "manifest.json").read_bytes())
+    objective, ema = (
+        safetensors.torch.load(read(f"{part}.safetensors")) for part in ("objective", "ema")
     )
+    rest = torch.load(io.BytesIO(read("rest.pt")), weights_only=True, map_location="cpu")
+    checkpoint = Checkpoint(json.loads(read("state.json")), objective, ema, rest)
+    if not isinstance(checkpoint.step, int) or checkpoint.step < 0:
+        raise ValueError(f"it says that it is of step {checkpoint.step}")
+    return checkpoint
+
+
+def load_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read the checkpoint in `folder` to the CPU; InputError if there is none, or a damaged one."""
+    folder = Path(folder)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise InputError(f"there is no checkpoint in {folder}: give what save_checkpoint returned.")
+    try:
+        return unpack(folder)
+    except Exception as error:  # whatever a file of a stranger makes its reader say
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise DamagedCheckpoint(
+            f"the checkpoint in {folder} is damaged ({reason}): take an earlier one."
+        ) from None
 
 # %% ../nbs/05_training.ipynb #287111eb
 def load_weights(module: nn.Module, state: dict) -> None:
@@ -417,18 +491,33 @@ def check_checkpoint(checkpoint: Checkpoint, state: TrainState, steps: int) -> N
         ours, theirs = type(getattr(state, role)).__name__, checkpoint.info[role]
         if ours != theirs:
             raise InputError(f"the checkpoint's {role} is {theirs}, not {ours}: use {theirs}.")
-    if (state.generator is None) == ("generator" in checkpoint.rest["randomness"]):
+    if (state.generator is None) == ("generator" in checkpoint.rest["randomness"][0]):
         raise InputError("a run with a generator resumes with one, and without one without.")
 
 # %% ../nbs/05_training.ipynb #dc55ba39
-def restore(checkpoint: Checkpoint, state: TrainState, steps: int) -> int:
-    """Put all of `checkpoint` into the run `state` of `steps` steps; return the step reached."""
-    check_checkpoint(checkpoint, state, steps)
-    load_weights(state.objective, checkpoint.objective | checkpoint.info["numbers"])
-    load_weights(state.ema.model, checkpoint.ema)
-    state.ema.updates = checkpoint.info["ema_updates"]
-    state.optimizer.load_state_dict(checkpoint.rest["optimizer"])
-    if checkpoint.rest["batches"] is not None:
-        state.batches.load_state_dict(checkpoint.rest["batches"])
-    set_randomness(checkpoint.rest["randomness"], state.generator)
+def restore(checkpoint: Checkpoint, state: TrainState, steps: int, rank: int = 0) -> int:
+    """Put all of `checkpoint` into the run `state` of `steps` steps; return the step reached.
+
+    `rank` is the number of this process among several.
+    """
+    try:
+        check_checkpoint(checkpoint, state, steps)
+        load_weights(state.objective, checkpoint.objective | checkpoint.info["numbers"])
+        load_weights(state.ema.model, checkpoint.ema)
+        state.ema.updates = checkpoint.info["ema_updates"]
+        state.optimizer.load_state_dict(checkpoint.rest["optimizer"])
+        if checkpoint.rest["batches"] is not None:
+            state.batches.load_state_dict(checkpoint.rest["batches"])
+        restore_randomness(checkpoint.rest["randomness"], state.generator, rank)
+    except (KeyError, TypeError, IndexError, AttributeError, RuntimeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        story = f"the checkpoint does not fit this run ({error}): take one that this run wrote."
+        raise InputError(story) from error
     return checkpoint.step
+
+
+def restore_randomness(states: list[dict], generator: torch.Generator | None, rank: int) -> None:
+    """Put back the dice of process `rank`; one that was not there before keeps its own."""
+    shared = {"generator": states[0].get("generator"), **randomness_of(None)}
+    set_randomness(states[rank] if rank < len(states) else shared, generator)

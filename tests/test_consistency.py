@@ -94,7 +94,7 @@ def test_side_of_weighs_width_and_weight():
     assert torch.equal(side_of(moons.means, moons), moons.labels)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("sigma_min", [0.002, 0.01, 1 / 3])
 def test_the_boundary_holds_bit_for_bit(dtype, sigma_min, generator):
     x = torch.randn(100, 2, generator=generator).to(dtype)
@@ -158,7 +158,7 @@ def test_skip_model_has_the_slope_that_the_ode_asks_for(generator):
     network, x = MLP().double(), torch.randn(20, 2, generator=generator).double()
 
     def at(sigma):
-        return torch.full((20,), sigma).double()
+        return torch.full((20,), sigma, dtype=torch.float64)
 
     def rate(model, h):
         return (model(x, at(0.002 + h)) - x) / h

@@ -21,6 +21,7 @@ from consistency_edu.consistency_training import (
 from consistency_edu.data import GaussianMixture, InputError, draw_points, toy
 from consistency_edu.distillation import (
     ConsistencyDistillation,
+    ToyJudge,
     inverse_gap,
     l1,
     squared_l2,
@@ -426,6 +427,9 @@ def test_residuals_use_a_fixed_grid_and_fixed_noise(small_exam):
     assert found["cd_residual"] < found["ct_residual"]
     finer = small_exam.residuals(online, points=72)
     assert finer["ct_residual"] != found["ct_residual"]
+    perfect = ct.ExactConsistency(small_exam.exact, sigma_max=ct.SIGMA_MAX, steps=16)
+    found = small_exam.residuals(perfect)  # consistent along paths, and CT's pairs are on none
+    assert found["cd_residual"] < 0.1 * found["ct_residual"]
 
 
 def test_objectives_follow_their_settings(small_exam):
@@ -462,12 +466,51 @@ def test_ends_are_the_first_samples(small_exam):
     assert found["paired"] == curve[-1]["paired"] and "w2_curve" not in found
 
 
-def test_the_time_to_quality_is_the_first_one(monkeypatch):
-    curves = {"seconds_curve": [1.0, 2.0, 3.0, 4.0], "w2_curve": [0.3, 0.05, 0.06, 0.04]}
-    monkeypatch.setattr(ct, "train_toy", lambda setting, seed: curves)
-    assert ct.train_fast({}, 0)["reached"] == 2.0
-    curves["w2_curve"] = [0.3] * 4
-    assert ct.train_fast({}, 0)["reached"] > 900
+def test_a_run_is_judged_by_its_average_weights(small_exam):
+    objective, states = ct.begin(TINY, 0)
+    *_, state = states
+    curve, net = ct.run_toy(TINY, 0, 4)
+    by_average, by_online = (small_exam.grade(m) for m in (state.ema.model, objective.online))
+    assert by_average != by_online
+    assert {name: curve[-1][name] for name in by_average} == by_average
+    assert curve[-1]["cd_residual"] == small_exam.residuals(state.ema.model)["cd_residual"]
+    pairs = zip(net.parameters(), state.ema.model.parameters())
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_another_seed_means_other_data(monkeypatch):
+    """Also with the same weights: the generator of batches and noise follows the seed."""
+    seen, given = [], ct.toy_batches
+
+    def watched(mixture, size, *, generator):
+        for x, labels in given(mixture, size, generator=generator):
+            seen.append(x)
+            yield x, labels
+
+    monkeypatch.setattr(ct, "toy_batches", watched)
+    for seed in (0, 0, 1):
+        next(ct.begin(TINY, seed)[1])
+    first, again, other = (seen[len(seen) // 3 * k] for k in range(3))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_the_clock_stops_at_the_goal(monkeypatch):
+    asked = []
+    judge = ToyJudge(torch.zeros(8, 2), torch.zeros(8, 2), torch.zeros(8, 2))
+    monkeypatch.setattr(ct, "toy_judge", lambda name: asked.append(name) or judge)
+    setting = {"steps": 6, "batch": 8, "gain": 8.0}
+    early = ct.train_fast(setting, 0, goal=50.0, every=2)
+    assert early["is_reached"] and early["taken"] == 2 and 0 < early["seconds"] < 5
+    never = ct.train_fast(setting, 0, goal=0.0, every=4)
+    assert not never["is_reached"] and never["taken"] == 6 and asked == ["moons"] * 2
+    assert never["w2"] != ct.train_fast({**setting, "steps": 5}, 0, goal=0.0, every=4)["w2"]
+
+
+def test_a_training_begins_as_its_setting_says():
+    objective, states = ct.begin({"steps": 3, "batch": 8, "s0": 4, "s1": 3, "gain": 8.0}, 0)
+    steps = [state.step for state in states]
+    assert steps == [1, 2, 3] and objective.step == 3 and objective.points == 4
+    assert objective.online.network.gain == 8.0 and ct.toy_objective({}).online.network.gain == 1.0
 
 
 @pytest.mark.parametrize("name", ct.CT_SWEEPS)

@@ -115,7 +115,7 @@ def test_levels_just_above_the_end_and_from_float32_are_accepted():
 def test_students_with_one_level_say_so_before_any_work():
     calls = []
     student = OneStepStudent(
-        lambda z, labels: calls.append(z) or 3 * z, sigma_max=5.0, method="direct distillation"
+        lambda x, labels: calls.append(x) or 0.6 * x, sigma_max=5.0, method="direct distillation"
     )
     noise = torch.ones(4, 2)
     assert torch.equal(sample_one_step(student, noise), 3 * noise)
@@ -125,6 +125,33 @@ def test_students_with_one_level_say_so_before_any_work():
     with pytest.raises(InputError, match="made by direct distillation exists at sigma_max = 5"):
         student(noise, torch.tensor([5.0, 5.0, 0.5, 5.0]))
     assert len(calls) == 2
+
+
+class Halver(OneStepStudent):
+    """A student with weights of its own, that defines its jump."""
+
+    def __init__(self):
+        super().__init__(sigma_max=5.0, sigma_min=0.0, method="halving")
+        self.share = torch.nn.Parameter(torch.tensor(0.5))
+
+    def jump(self, x, labels=None):
+        return self.share * x if labels is None else self.share * x + labels[:, None]
+
+
+def test_a_one_step_student_may_be_a_subclass_or_wrap_a_network():
+    noise, labels = torch.ones(4, 2), torch.arange(4)
+    student = Halver()
+    assert torch.equal(sample_one_step(student, noise), 2.5 * noise)
+    assert torch.equal(sample_one_step(student, noise, labels), 2.5 * noise + labels[:, None])
+    assert student(noise, torch.full((4,), 5.0)).requires_grad  # it can be trained as it is
+    network = torch.nn.Bilinear(2, 1, 2)
+    wrapped = OneStepStudent(network, sigma_max=5.0, method="hand")
+    assert list(wrapped.state_dict()) == ["jump.weight", "jump.bias"]
+    assert torch.equal(
+        wrapped(noise, torch.full((4,), 5.0), noise[:, :1]), network(noise, noise[:, :1])
+    )
+    with pytest.raises(InputError, match="made by halving"):
+        student(noise, torch.full((4,), 4.9))
 
 
 def test_boots_student_says_so_too():
@@ -275,6 +302,29 @@ def test_runs_of_the_sweep_are_repeatable_and_whole(monkeypatch):
         assert len(levels) == k + 2 and levels[0] == pytest.approx(5.0)
     index = first["taus"].index(first["levels"][0][1])
     assert first["by_tau_again"][index] == pytest.approx(first["searched"][0])
+
+
+def test_searched_levels_are_judged_with_noise_that_the_search_has_not_seen(monkeypatch):
+    seeds, given = [], sampling.sampling_objective
+    monkeypatch.setattr(
+        sampling, "toy_student", lambda *a: ConsistencyModel(MLP(width=16), sigma_max=5.0)
+    )
+    monkeypatch.setattr(
+        sampling,
+        "sampling_objective",
+        lambda *a, seed, **options: seeds.append(seed) or given(*a, seed=seed, **options),
+    )
+    for seed in (0, 1):
+        sampling_run(dict(SAMPLING_SWEEPS["sampling_steps"].settings[0]), seed, count=20)
+    assert len(set(seeds)) == len(seeds) == 4
+
+
+def test_the_search_looks_no_more_than_it_must():
+    for n, most in ((1, 1), (2, 2), (16, 8), (60, 15)):
+        looks = [
+            len(ternary_search(lambda i, at=at: abs(i - at), 0, n - 1).seen) for at in range(n)
+        ]
+        assert max(looks) == most
 
 
 @pytest.mark.slow

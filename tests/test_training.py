@@ -217,7 +217,7 @@ def test_set_precision_reaches_every_unet_and_no_weight():
 
 
 def test_compile_networks_picks_networks_or_stages():
-    for compiles, kind in (("networks", UNet), ("stages", Stage)):
+    for compiles, kind in (("networks", UNet), ("graphs", UNet), ("stages", Stage)):
         objective = painter()
         parts = compile_networks(objective, compiles)
         assert parts and all(isinstance(part, kind) for part in parts)
@@ -275,7 +275,7 @@ def test_compiled_on_a_cpu_it_learns_the_same():
 
 
 @on_cuda
-@pytest.mark.parametrize("compiles", ["networks", "stages", "nothing"])
+@pytest.mark.parametrize("compiles", ["networks", "graphs", "stages", "nothing"])
 def test_on_cuda_rounded_and_compiled_it_learns_nearly_the_same(compiles):
     runs = []
     for fast in (True, False):

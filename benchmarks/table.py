@@ -1,0 +1,93 @@
+"""Put the tables of `results/*.json` into this folder's README, between its markers.
+
+python3 benchmarks/table.py            # and `--check` says whether they are up to date
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+HEAD = (
+    "| network, step | batch | images/s | target | MFU | ms a step | CPU ms | memory, GiB | "
+    "first call, s | MHz | P, TFLOP/s |\n|---|---|---|---|---|---|---|---|---|---|---|"
+)
+KINDS = ("convolution", "matmul", "attention", "pointwise", "reduction", "optimiser")
+
+
+def number(value, form: str = ",.0f") -> str:
+    """Write `value`, or nothing if there is none."""
+    return "" if value is None or math.isnan(value) else format(value, form)
+
+
+def line(row: dict, peak: float) -> str:
+    """Return a row of the table."""
+    name = f"`{row['network']}`, {row['step']}" + (f" ({row['variant']})" * bool(row["variant"]))
+    cells = [
+        name,
+        f"{row['batch']:,}",
+        f"**{number(row['images_per_second'])}**",
+        number(row["target"]),
+        number(row["mfu"], ".3f"),
+        number(row["step_ms"], ".1f"),
+        number(row.get("cpu_ms"), ".0f"),
+        number(row["peak_memory_gib"], ".1f"),
+        number(row["compile_seconds"]),
+        number(row.get("sm_mhz")),
+        number(peak / 1e12),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def times(row: dict) -> str:
+    """Return one line that says where a step's time goes."""
+    spent, step = row["profile"], row["step_ms"]
+    parts = [f"{kind} {spent[kind]:.1f}" for kind in KINDS if spent.get(kind, 0) > 0.05]
+    rest = sum(spent.values()) - sum(spent.get(kind, 0) for kind in KINDS)
+    variant = f", {row['variant']}" if row["variant"] else ""
+    busy = sum(spent.values())
+    return (
+        f"- `{row['network']}`, {row['step']}{variant}: {step:.1f} ms a step; kernels {busy:.1f}: "
+        + ", ".join(parts)
+        + f", other {rest:.1f}"
+    )
+
+
+def tables() -> str:
+    """Return the tables of all results of GPUs, as Markdown."""
+    out, profiles = [HEAD], []
+    for path in sorted(FOLDER.glob("results/throughput_*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["card"] == "cpu" or "variants" in path.stem:
+            continue
+        out += [line(row, content["peak_bf16_flops"]) for row in content["rows"]]
+        profiles += [times(row) for row in content["rows"] if row.get("profile")]
+    commands = {
+        json.loads(path.read_text(encoding="utf-8"))["command"]
+        for path in FOLDER.glob("results/throughput_*.json")
+        if "cpu" not in path.stem
+    }
+    listed = "\n".join(f"    python3 {command}" for command in sorted(commands))
+    return (
+        "\n".join(out)
+        + f"\n\nBy these commands:\n\n{listed}\n\nms of a step:\n\n"
+        + "\n".join(profiles)
+    )
+
+
+def main() -> int:
+    """Write the tables, or check them."""
+    path = FOLDER / "README.md"
+    text = path.read_text(encoding="utf-8")
+    start, end = "<!-- tables by table.py -->", "<!-- end of tables -->"
+    before, rest = text.split(start)
+    new = f"{before}{start}\n\n{tables()}\n\n{end}{rest.split(end)[1]}"
+    if "--check" in sys.argv:
+        return int(new != text)
+    path.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,307 @@
+"""Several processes repeat one: the same losses and weights from the same global batch."""
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import socket
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from consistency_edu import image_runs
+from consistency_edu.data import InputError, draw_normal, draw_uniform
+from consistency_edu.image_methods import OPTIMIZERS, PixelMLP, override
+from consistency_edu.image_recipes import RECIPES
+from consistency_edu.image_runs import open_workshop, read_metrics, train_recipe
+from consistency_edu.long_runs import SharedGenerator, Stopped, Workers, join
+from consistency_edu.training import train
+
+FORK = multiprocessing.get_context("fork")  # the children find everything imported
+STEPS = 8
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def child(rank, count, port, work, out):
+    """What one worker does: `work`, with the environment that torchrun would give it."""
+    place = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count}
+    os.environ |= {k: str(v) for k, v in place.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "IN_TEST": "1"}
+    torch.set_num_threads(1)
+    try:
+        answer = {"result": work()}
+    except Exception as error:
+        answer = {"error": str(error), "kind": type(error).__name__}
+    torch.save(answer, out)
+    os._exit(0)  # a group that has lost a worker cannot be left in good order
+
+
+def together(count, work, folder):
+    """Do `work` in `count` processes, and return what each returned or raised."""
+    port = free_port()
+    outs = [folder / f"out-{count}-{rank}.pt" for rank in range(count)]
+    for out in outs:
+        out.unlink(missing_ok=True)
+    children = [
+        FORK.Process(target=child, args=(rank, count, port, work, out))
+        for rank, out in enumerate(outs)
+    ]
+    for process in children:
+        process.start()
+    for process in children:
+        process.join(120)
+    hanging = [process for process in children if process.is_alive()]
+    for process in hanging:
+        process.kill()
+    assert not hanging, f"{len(hanging)} of {count} workers hang"
+    answers = [torch.load(out, weights_only=False) if out.exists() else {} for out in outs]
+    print(*(answer.get("error", "") for answer in answers), sep="\n")  # shown if a test fails
+    return answers
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    recipe = override(RECIPES["digits-teacher"], {"steps": "30", "batch": "16"})
+    return train_recipe(recipe, tmp_path_factory.mktemp("runs") / "teacher")
+
+
+def course(recipe, folder, teacher):
+    """Train `recipe` for a few steps among the workers; return losses and weights."""
+    with join() as workers:
+        shop = open_workshop(recipe, folder, teacher=teacher, seed=3, workers=workers)
+        options = {"lr": recipe.lr, "optimizer": OPTIMIZERS[recipe.optimizer], "clip": 1.0}
+        options |= {"generator": shop.generator, "workers": workers, "steps": STEPS}
+        losses = [state.loss for state in train(shop.objective, shop.batches, **options)]
+        workers.check_agreement(shop.objective.online)
+    weights = torch.cat([p.detach().flatten() for p in shop.objective.online.parameters()])
+    return losses, weights
+
+
+@pytest.mark.parametrize("method", ["teacher", "cd", "ct", "boot", "direct"])
+def test_two_and_three_workers_repeat_one(method, teacher, tmp_path):
+    recipe = dataclasses.replace(RECIPES[f"digits-{method}"], steps=STEPS, batch=12, pairs=24)
+    runs = {}
+    for count in (1, 2, 3):
+        answers = together(count, lambda: course(recipe, tmp_path / "run", teacher), tmp_path)
+        runs[count] = [answer["result"] for answer in answers]
+    losses, weights = runs[1][0]
+    for count in (2, 3):
+        for ours, mine in runs[count]:
+            assert ours == pytest.approx(losses, rel=1e-6)
+            assert (mine - weights).abs().max() < 1e-6
+
+
+def test_a_batch_without_equal_shares_is_refused(tmp_path):
+    recipe = dataclasses.replace(RECIPES["digits-teacher"], steps=STEPS, batch=16)
+    answers = together(3, lambda: train_recipe(recipe, tmp_path / "run"), tmp_path)
+    for answer in answers:
+        assert answer["kind"] == "InputError"
+        assert answer["error"].endswith("for 3 workers: use --batch 15 or 18.")
+    assert not (tmp_path / "run").exists()
+    assert Workers(0, 4).share(12) == 3
+    with pytest.raises(InputError, match="use --batch 4"):
+        Workers(0, 4).share(2)
+
+
+# ------------------------------------------------------------------ gradients
+
+
+class Roundabout(nn.Module):
+    """A loss like MeanFlow's: its passes go round any wrapper, by functional_call and jvp."""
+
+    def __init__(self, bad=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.online, self.bad, self.count = nn.Linear(4, 4), bad, 0
+        self.online.never = nn.Parameter(torch.ones(2))  # used by nobody
+        self.online.seldom = nn.Parameter(torch.ones(()))  # used by worker 0 alone
+
+    def forward(self, x, labels=None, *, generator=None):
+        self.last_sigma = sigma = draw_uniform(x, generator)
+        weights = dict(self.online.named_parameters())
+        call = lambda z: torch.func.functional_call(self.online, weights, (z,))  # noqa: E731
+        value, slope = torch.func.jvp(call, (x + draw_normal(x, generator),), (x,))
+        loss = (value - slope.detach()).square().sum(1) * (1 + sigma)
+        if labels is not None:
+            loss = loss + labels * self.online.seldom
+        self.count += 1
+        if self.count == self.bad and labels is None:
+            loss[1] = torch.nan
+        return loss
+
+
+def rounds(batches, **options):
+    """Train a Roundabout on our rows of `batches`; return losses and weights by name."""
+    with join() as workers:
+        objective, generator = Roundabout(**options), SharedGenerator("cpu", workers.part)
+        ours = []
+        for x, labels in batches:
+            rows = slice(workers.rank * len(x) // workers.count, None)
+            rows = slice(rows.start, rows.start + workers.share(len(x)))
+            labels = None if labels is None or not labels[rows].any() else labels[rows]
+            ours.append((x[rows], labels))
+        options = {"steps": len(ours), "generator": generator.manual_seed(1), "workers": workers}
+        losses = [state.loss for state in train(objective, ours, **options)]
+        workers.check_agreement(objective.online)
+        return losses, {k: p.detach() for k, p in objective.online.named_parameters()}
+
+
+def test_passes_that_go_round_a_wrapper_are_averaged(tmp_path):
+    dice = torch.Generator().manual_seed(5)
+    labels = torch.tensor([1.0, 2.0, 0.0, 0.0])
+    batches = [(torch.randn(4, 4, generator=dice), labels) for _ in range(6)]
+    (one,) = together(1, lambda: rounds(batches), tmp_path)
+    for answer in together(2, lambda: rounds(batches), tmp_path):
+        losses, weights = answer["result"]
+        assert losses == pytest.approx(one["result"][0], rel=1e-6)
+        for name, value in one["result"][1].items():
+            assert (weights[name] - value).abs().max() < 1e-6, name
+        assert torch.equal(weights["never"], torch.ones(2))
+        assert weights["seldom"] != 1
+
+
+def test_a_bad_loss_of_one_worker_stops_all_before_the_step(tmp_path):
+    batches = [(torch.ones(4, 4), None) for _ in range(5)]
+    answers = together(2, lambda: rounds(batches, bad=3), tmp_path)
+    assert len({answer["error"] for answer in answers}) == 1
+    assert answers[0]["kind"] == "TrainingDiverged"
+    assert "Roundabout is not finite at step 3 in 2 of 4 samples" in answers[0]["error"]
+    assert "noise levels from" in answers[0]["error"]
+
+
+def drifted():
+    with join() as workers:
+        network = nn.Linear(3, 3)
+        with torch.no_grad():
+            network.weight.fill_(1 + 1e-4 * workers.rank)
+            network.bias.zero_()
+        workers.check_agreement(network)
+
+
+def test_copies_that_drift_apart_are_noticed(tmp_path):
+    for answer in together(2, drifted, tmp_path):
+        assert "drifted apart" in answer["error"]
+
+
+# ------------------------------------------------------------------ what workers share
+
+
+def talk():
+    with join() as workers:
+        torch.manual_seed(workers.rank)
+        generator = SharedGenerator("cpu", workers.part).manual_seed(4)
+        dice = workers.dice(generator)
+        rows = workers.gather(torch.full((2,), float(workers.rank)))
+        most = workers.most([workers.rank, -workers.rank])
+        return {
+            "rows": rows.tolist(),
+            "most": most,
+            "mean": workers.mean(workers.rank),
+            "globals": [bool((d["global"] == dice[0]["global"]).all()) for d in dice],
+            "mine": bool((dice[workers.rank]["global"] == torch.get_rng_state()).all()),
+        }
+
+
+def test_what_workers_tell_each_other(tmp_path):
+    for answer in together(3, talk, tmp_path):
+        said = answer["result"]
+        assert said["rows"] == [0.0, 0.0, 1.0, 1.0, 2.0, 2.0] and said["most"] == [2.0, 0.0]
+        assert said["mean"] == 1.0 and said["globals"] == [True, False, False] and said["mine"]
+
+
+def test_one_alone_has_nobody_to_talk_to(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with join() as workers:
+        assert not workers and workers.part == (0, 1) and workers.mean(2.5) == 2.5
+    assert workers.most([1, 2]) == [1.0, 2.0] and not torch.distributed.is_initialized()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_each_worker_needs_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2"), monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="2 workers on a machine with 0 GPUs"):
+        with join("cuda"):
+            pass
+
+
+# ------------------------------------------------------------------ stopping and resuming
+
+
+class Forgetful(PixelMLP):
+    """A network with dropout, so that each worker's own dice count."""
+
+    def forward(self, x, c_noise, labels=None):
+        return super().forward(nn.functional.dropout(x, 0.2, self.training), c_noise, labels)
+
+
+def whole_run(recipe, folder, interrupt=None, **options):
+    """train_recipe, with `interrupt` = (rank, step, signal) that one worker gets."""
+
+    class Interrupted(image_runs.Recorder):
+        def note(self, state):
+            super().note(state)
+            if interrupt and (int(os.environ["RANK"]), state.step) == interrupt[:2]:
+                os.kill(os.getpid(), interrupt[2])
+
+    image_runs.Recorder = Interrupted
+    if recipe.dropout:
+        image_runs.build_network = lambda recipe, shape, classes: Forgetful(shape, width=32)
+    try:
+        train_recipe(recipe, folder, save_every=4, **options)
+    except Stopped as stop:
+        return stop.number
+    return 0
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    recipe = dataclasses.replace(RECIPES["digits-teacher"], steps=14, batch=12, dropout=0.2)
+    answers = together(2, lambda: whole_run(recipe, folder / "run"), folder)
+    assert [answer["result"] for answer in answers] == [0, 0]
+    return recipe, weights(folder / "run"), read_metrics(folder / "run")
+
+
+def test_a_signal_to_one_worker_stops_all_and_the_run_goes_on(undisturbed, tmp_path):
+    recipe, whole, rows = undisturbed
+    folder, stop = tmp_path / "run", (1, 9, signal.SIGTERM)
+    answers = together(2, lambda: whole_run(recipe, folder, stop), tmp_path)
+    assert [answer["result"] for answer in answers] == [signal.SIGTERM] * 2
+    names = [path.name for path in (folder / "checkpoints").iterdir()]
+    assert sorted(names) == [f"step_{step:09d}" for step in (4, 8, 10)]
+    answers = together(2, lambda: whole_run(recipe, folder, resume=True), tmp_path)
+    assert [answer["result"] for answer in answers] == [0, 0]
+    assert all(torch.equal(value, whole[name]) for name, value in weights(folder).items())
+    again = [(row["step"], row["loss"]) for row in read_metrics(folder)]
+    assert again == [(row["step"], row["loss"]) for row in rows]
+
+
+def test_a_killed_worker_ends_the_run_which_resumes(undisturbed, tmp_path):
+    recipe, whole, _ = undisturbed
+    folder, stop = tmp_path / "run", (1, 10, signal.SIGKILL)
+    first, second = together(2, lambda: whole_run(recipe, folder, stop), tmp_path)
+    assert second == {} and first["kind"] == "WorkerLost"
+    assert "step_000000008': go on with --resume" in first["error"]
+    answers = together(2, lambda: whole_run(recipe, folder, resume=True), tmp_path)
+    assert [answer["result"] for answer in answers] == [0, 0]
+    assert all(torch.equal(value, whole[name]) for name, value in weights(folder).items())
+
+
+def test_one_goes_on_where_two_stopped(teacher, tmp_path):
+    recipe = dataclasses.replace(RECIPES["digits-teacher"], steps=14, batch=12)
+    together(1, lambda: whole_run(recipe, tmp_path / "one"), tmp_path)
+    together(2, lambda: whole_run(recipe, tmp_path / "two", (0, 8, signal.SIGINT)), tmp_path)
+    together(1, lambda: whole_run(recipe, tmp_path / "two", resume=True), tmp_path)
+    for name, value in weights(tmp_path / "one").items():
+        assert (value - weights(tmp_path / "two")[name]).abs().max() < 1e-6

@@ -1,0 +1,422 @@
+"""Numbers for sets of images: moments, scores, feature networks, and the card beside them."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from consistency_edu import evaluation
+from consistency_edu.data import ImageSet, InputError, load_images, to_floats, to_pixels
+from consistency_edu.evaluation import (
+    FEATURES,
+    Inception,
+    Moments,
+    as_rgb,
+    card_of,
+    evaluate_images,
+    fingerprint,
+    frechet_of_moments,
+    gather,
+    inception_score,
+    load_features,
+    precision_recall_in_blocks,
+    random_images,
+    reference_of,
+    tell_numbers,
+)
+from consistency_edu.metrics import precision_recall
+
+
+def cloud(count, dim=6, seed=0, shift=0.0):
+    """Correlated Gaussian features `[count, dim]`, far from the origin."""
+    dice = torch.Generator().manual_seed(seed)
+    turn = torch.randn(dim, dim, generator=dice)
+    return torch.randn(count, dim, generator=dice) @ turn + 5 + shift
+
+
+def moments(rows, batch=64):
+    summed = Moments()
+    for part in rows.split(batch):
+        summed.add(part)
+    return summed
+
+
+def released_frechet(a, b):
+    """The Fréchet distance as the first released code computes it, with scipy's matrix root."""
+    a, b = a.double().numpy(), b.double().numpy()
+    covs = [np.cov(x, rowvar=False) for x in (a, b)]
+    root = scipy.linalg.sqrtm(covs[0] @ covs[1]).real
+    gap = a.mean(0) - b.mean(0)
+    return gap @ gap + np.trace(covs[0] + covs[1] - 2 * root)
+
+
+class Tiny(torch.nn.Module):
+    """A fixed random map of pixels, with classes: a feature network that costs nothing."""
+
+    title, rule = "tiny", "no resize"
+
+    def __init__(self, size=8, seed=0):
+        super().__init__()
+        dice = torch.Generator().manual_seed(seed)
+        self.register_buffer("turn", torch.randn(3 * size * size, 12, generator=dice) / 10)
+
+    def forward(self, pixels):
+        return torch.tanh(pixels.flatten(1).float() / 128 - 1) @ self.turn
+
+    def logits(self, features):
+        return features[:, :4]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_images("digits"), load_images("digits", "test")
+
+
+@pytest.fixture(scope="module")
+def tiny_reference(digits):
+    return reference_of(digits[0], Tiny(), keep=300)
+
+
+# moments and the Fréchet distance
+
+
+def test_moments_in_batches_are_those_of_all_rows_and_unbiased():
+    rows = cloud(1000)
+    summed = moments(rows, 77)
+    assert summed.count == 1000 and summed.covariance.dtype == torch.float64
+    assert torch.allclose(summed.mean, rows.double().mean(0), rtol=1e-12)
+    assert torch.allclose(summed.covariance, rows.double().T.cov(), rtol=1e-10)
+
+
+def test_moments_far_from_the_origin_lose_nothing():
+    rows = cloud(500).double() + 1e6
+    assert torch.allclose(moments(rows, 50).covariance, rows.T.cov(), rtol=1e-6)
+
+
+def test_the_distance_is_scipys():
+    a, b = cloud(400, 24), cloud(300, 24, seed=1, shift=0.3)
+    got = frechet_of_moments(moments(a), moments(b))
+    assert got == pytest.approx(released_frechet(a, b), rel=1e-6)
+
+
+def test_gaussians_have_their_closed_form():
+    a, b = Moments(), Moments()
+    a.count = b.count = 101
+    a.mean, b.mean = torch.tensor([0.0, 0.0]), torch.tensor([3.0, 4.0])
+    a.scatter = 100 * torch.diag(torch.tensor([4.0, 9.0]))
+    b.scatter = 100 * torch.diag(torch.tensor([1.0, 1.0]))
+    assert frechet_of_moments(a, b) == pytest.approx(25 + (2 - 1) ** 2 + (3 - 1) ** 2, rel=1e-9)
+    assert frechet_of_moments(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_samples_of_one_gaussian_miss_by_what_the_count_predicts():
+    """For equal Gaussians the expected distance is about (trace / n) (1 + D / 4) from one side."""
+    dim, count = 8, 400
+    dice, values = torch.Generator().manual_seed(0), []
+    exact = Moments()
+    exact.count, exact.mean, exact.scatter = 2, torch.zeros(dim), torch.eye(dim)
+    for _ in range(60):
+        values.append(frechet_of_moments(moments(torch.randn(count, dim, generator=dice)), exact))
+    expected = dim / count + dim * (dim + 1) / (8 * count) * 2
+    assert sum(values) / 60 == pytest.approx(expected, rel=0.15)
+
+
+def test_too_few_or_broken_features_are_refused():
+    with pytest.raises(InputError, match="covariance"):
+        _ = moments(cloud(1)).covariance
+    with pytest.raises(InputError, match="diverged"):
+        Moments().add(torch.tensor([[1.0, math.nan]]))
+
+
+# precision, recall and the inception score
+
+
+@pytest.mark.parametrize("block", [7, 50, 1000])
+def test_blocks_change_no_precision_and_no_recall(block):
+    real, fake = cloud(120), cloud(90, shift=1.5)
+    assert precision_recall_in_blocks(real, fake, 3, block) == precision_recall(real, fake, 3)
+
+
+def brute_force(real, fake, k):
+    """Precision and recall by loops over numpy."""
+    real, fake = real.double().numpy(), fake.double().numpy()
+
+    def reach(points):
+        return [sorted(np.linalg.norm(points - p, axis=1))[k] for p in points]
+
+    def inside(points, centres):
+        radii = np.array(reach(centres))
+        hits = [(np.linalg.norm(centres - p, axis=1) <= radii).any() for p in points]
+        return float(np.mean(hits))
+
+    return inside(fake, real), inside(real, fake)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_precision_and_recall_are_those_of_brute_force(k):
+    real, fake = cloud(80), cloud(60, seed=0, shift=1.0) * 0.8
+    got = precision_recall_in_blocks(real, fake, k, 16)
+    assert tuple(got) == brute_force(real, fake, k)
+    assert got.precision != got.recall
+
+
+def test_few_points_or_a_bad_k_are_refused():
+    for k in (0, 60):
+        with pytest.raises(InputError, match="more points"):
+            precision_recall_in_blocks(cloud(80), cloud(60), k)
+
+
+def test_inception_score_of_known_distributions():
+    sure = 200 * torch.eye(10).repeat(20, 1)  # ten classes, evenly, each image sure of its own
+    assert inception_score(sure, 10).mean == pytest.approx(10, rel=1e-9)
+    assert inception_score(torch.zeros(50, 10)).mean == pytest.approx(1, rel=1e-9)
+    one_class = torch.zeros(50, 10)
+    one_class[:, 3] = 200
+    assert inception_score(one_class).mean == pytest.approx(1, rel=1e-9)
+    half = math.log(3) * torch.eye(2, dtype=torch.float64).repeat(30, 1)
+    nats = math.log(2) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25)  # H(y) - H(y | x)
+    assert inception_score(half, 3).mean == pytest.approx(math.exp(nats), rel=1e-9)
+    assert inception_score(half, 3).std == pytest.approx(0, abs=1e-9)
+
+
+def test_inception_score_is_torch_fidelitys():
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    logits = 3 * torch.randn(400, 12, generator=torch.Generator().manual_seed(1))
+    theirs = isc_features_to_metric(logits, splits=10, shuffle=False)
+    ours = inception_score(logits, 10)
+    assert ours.mean == pytest.approx(theirs["inception_score_mean"], rel=1e-9)
+    assert ours.std == pytest.approx(theirs["inception_score_std"], rel=1e-9)
+
+
+def test_more_splits_than_images_are_refused():
+    with pytest.raises(InputError, match="splits"):
+        inception_score(torch.zeros(4, 10), 5)
+
+
+# images and networks
+
+
+def test_floats_are_clipped_and_rounded_and_grey_becomes_colour():
+    x = torch.tensor([-1.5, -1.0, 0.0, 0.0041, 1.0, 2.0]).reshape(6, 1, 1, 1)
+    pixels = as_rgb(x)
+    assert pixels.shape == (6, 3, 1, 1) and pixels.dtype == torch.uint8
+    assert pixels[:, 1, 0, 0].tolist() == [0, 0, 128, 128, 255, 255]
+    assert as_rgb(torch.full((1, 1, 1, 1), 2 * 77.6 / 255 - 1)).unique().item() == 78
+    colour = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
+    assert as_rgb(colour).equal(colour) and as_rgb(to_floats(colour)).equal(colour)
+
+
+def test_what_is_no_image_is_refused():
+    with pytest.raises(InputError, match="no images"):
+        as_rgb(torch.zeros(3, 8, 8))
+    with pytest.raises(InputError, match="not finite"):
+        as_rgb(torch.full((1, 1, 2, 2), math.nan))
+
+
+def test_gather_sees_every_image_once_whatever_the_batches(digits):
+    images = digits[1].images
+    whole = gather(Tiny(), images, batch=1000, keep=50)
+    parts = gather(Tiny(), iter(to_floats(images).split(33)), batch=20, keep=50)
+    assert whole.moments.count == parts.moments.count == len(images) == len(parts.logits)
+    assert torch.allclose(whole.moments.covariance, parts.moments.covariance, rtol=1e-9)
+    assert whole.features.shape == (50, 12) and torch.equal(whole.features, parts.features)
+    with pytest.raises(InputError, match="no images"):
+        gather(Tiny(), [])
+
+
+def test_the_order_of_samples_does_not_matter(digits, tiny_reference):
+    images = digits[1].images[:300]
+    shuffled = images[torch.randperm(300, generator=torch.Generator().manual_seed(3))]
+    row, other = (evaluate_images(x, tiny_reference, Tiny()) for x in (images, shuffled))
+    assert row["frechet"] == pytest.approx(other["frechet"], rel=1e-9)
+    assert (row["precision"], row["recall"]) == (other["precision"], other["recall"])
+
+
+def test_noise_is_far_and_a_half_is_near(digits, tiny_reference):
+    train = digits[0].images
+    dice = torch.Generator().manual_seed(0)
+    half = random_images(digits[0], 674)
+    noise = torch.randint(256, train[:674].shape, dtype=torch.uint8, generator=dice)
+    near, far = (evaluate_images(x, tiny_reference, Tiny()) for x in (half, noise))
+    assert far["frechet"] > 100 * near["frechet"] and near["frechet"] < 0.01
+    assert near["precision"] > 0.8 > 0.1 > far["precision"] and near["recall"] > 0.8
+
+
+def test_precision_and_recall_are_not_swapped(digits, tiny_reference):
+    few = digits[0].images[:8].repeat(40, 1, 1, 1)  # good images of no variety
+    row = evaluate_images(few, tiny_reference, Tiny())
+    assert row["precision"] > 0.9 and row["recall"] < 0.2
+
+
+def test_reference_draws_what_it_keeps_from_all_images(digits):
+    order = digits[0].labels.argsort()
+    by_class = ImageSet(digits[0].images[order], digits[0].labels[order], digits[0].classes, "d")
+    kept = reference_of(by_class, load_features("pixels"), keep=100).gathered.features
+    pixels = as_rgb(by_class.images).flatten(1).float() / 255
+    rows = (kept[:, None] == pixels).all(2).double().argmax(1)
+    assert len(by_class.labels[rows].unique()) == 10
+
+
+def test_random_images_are_different_and_fair(digits):
+    drawn = random_images(digits[0], 500, seed=1)
+    assert len(drawn.flatten(1).unique(dim=0)) >= 499
+    assert not drawn.equal(random_images(digits[0], 500, seed=2))
+    with pytest.raises(InputError, match="no more"):
+        random_images(digits[0], 5000)
+
+
+def test_references_are_kept_and_told_apart(digits, tmp_path, monkeypatch):
+    first = reference_of(digits[0], Tiny(), keep=30, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr(evaluation, "gather", lambda *a, **k: pytest.fail("computed again"))
+    again = reference_of(digits[0], Tiny(), keep=30, cache=tmp_path)
+    assert torch.equal(first.gathered.moments.covariance, again.gathered.moments.covariance)
+    assert torch.equal(first.gathered.features, again.gathered.features)
+    assert again.count == first.count == 1348 and again.network == first.network
+    monkeypatch.undo()
+    reference_of(digits[1], Tiny(), split="test", keep=30, cache=tmp_path)
+    reference_of(digits[0], Tiny(seed=1), keep=30, cache=tmp_path)
+    reference_of(digits[0], Tiny(), keep=31, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_another_network_than_the_references_is_refused(digits, tiny_reference):
+    with pytest.raises(InputError, match="same network"):
+        evaluate_images(digits[1].images, tiny_reference, Tiny(seed=1))
+    assert fingerprint(Tiny()) == fingerprint(Tiny()) != fingerprint(Tiny(seed=1))
+
+
+def test_the_card_says_what_a_number_rests_on(digits, tiny_reference):
+    row = evaluate_images(digits[1].images, tiny_reference, Tiny(), keep=300)
+    text = tell_numbers(row)
+    for word in ("Fréchet distance, tiny", "449", "1,348", "digits train", "no resize", "rounded"):
+        assert word in text
+    assert "FID" not in text and fingerprint(Tiny()) in text
+    assert "300 samples and 300 images" in text and "inception score" in text
+
+
+def test_an_unknown_network_is_answered_with_the_names(tmp_path):
+    with pytest.raises(InputError, match="did you mean 'inception'"):
+        load_features("incption")
+    (tmp_path / "weights.pth").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="neither TorchScript"):
+        load_features(tmp_path / "weights.pth")
+    assert {"inception", "efficientnet-lite0", "pixels"} <= set(FEATURES)
+
+
+def test_a_torchscript_file_is_a_feature_network(tmp_path, digits):
+    class Mean(torch.nn.Module):
+        def forward(self, pixels):
+            return pixels.float().mean((2, 3))
+
+    class Map(torch.nn.Module):
+        def forward(self, pixels):
+            return pixels.float()
+
+    for kind in (Mean, Map):
+        torch.jit.script(kind()).save(str(tmp_path / f"{kind.__name__}.pt"))
+    network = load_features(tmp_path / "Mean.pt")
+    seen = gather(network, digits[1].images, keep=5)
+    expected = digits[1].images.float().mean((2, 3)).expand(-1, 3)
+    assert torch.allclose(seen.features, expected[:5]) and network.title == "Mean.pt"
+    assert torch.allclose(seen.moments.mean, expected.double().mean(0))
+    with pytest.raises(InputError, match="script one"):
+        gather(load_features(tmp_path / "Map.pt"), digits[1].images)
+
+
+def test_efficientnet_sees_images_as_its_package_does():
+    network = load_features("efficientnet-lite0")
+    pixels = to_pixels(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    large = torch.nn.functional.interpolate(pixels.float(), size=224, mode="bicubic")
+    with torch.no_grad():
+        features = network(pixels)
+        classes = network.network._fc(features)
+        expected = network.network((large - 127) / 128)
+    assert features.shape == (2, 1280) and not network.training
+    assert torch.allclose(classes, expected, atol=1e-4)
+    assert not any(p.requires_grad for p in network.parameters())
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory):
+    """A file of Inception's weights, drawn at random."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Theirs
+
+    file = tmp_path_factory.mktemp("inception") / "random.pth"
+    torch.save({}, file)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(Theirs, "load_state_dict", lambda self, state: None)
+    torch.manual_seed(0)
+    network = Theirs("random", ["2048"], feature_extractor_weights_path=str(file))
+    patch.undo()
+    state = network.state_dict()
+    for name in state:
+        if name.endswith("bn.weight"):
+            state[name] *= 2  # so that signals do not fade on their way
+    torch.save(state, file)
+    return file
+
+
+def test_inception_runs_from_a_file_as_torch_fidelity_runs_it(inception_file, digits):
+    import torch_fidelity
+
+    network = load_features(inception_file)
+    assert isinstance(network, Inception) and not network.is_published
+    images = [as_rgb(data.images[:6]) for data in digits]
+    seen = [gather(network, x, keep=6) for x in images]
+    ours = frechet_of_moments(seen[0].moments, seen[1].moments)
+    theirs = torch_fidelity.calculate_metrics(
+        input1=Listed(images[0]),
+        input2=Listed(images[1]),
+        fid=True,
+        isc=True,
+        isc_splits=2,
+        samples_shuffle=False,
+        cuda=False,
+        verbose=False,
+        cache=False,
+        batch_size=6,
+        feature_extractor_weights_path=str(inception_file),
+    )
+    scale = float(seen[0].moments.covariance.trace())
+    assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3, abs=1e-5 * scale)
+    score = inception_score(seen[0].logits, 2)
+    assert score.mean == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+
+
+class Listed(torch.utils.data.Dataset):
+    """Images as torch-fidelity takes them."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index]
+
+
+def test_only_published_weights_are_called_fid(inception_file, digits, monkeypatch):
+    network = Inception(inception_file)
+    reference = reference_of(digits[0], Tiny(), keep=5)
+    assert (
+        card_of(network, reference, 6, 6)["metric"]
+        == "Fréchet distance, Inception-v3 of random.pth"
+    )
+    network.is_published = True
+    assert card_of(network, reference, 6, 6)["metric"] == "FID"
+
+
+def test_a_failed_download_names_the_file(monkeypatch):
+    import torch_fidelity.feature_extractor_inceptionv3 as theirs
+
+    def fail(*args, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(theirs, "load_state_dict_from_url", fail)
+    with pytest.raises(InputError, match="6726825d.pth.*--features"):
+        load_features("inception")
