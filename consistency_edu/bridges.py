@@ -685,6 +685,7 @@ def course_unet() -> type:
             self.network = UNet(**options)
 
         def forward(self, sample, timestep, class_labels=None, return_dict=True):
+            """Return the raw output for `sample` `[B, C, H, W]`, as diffusers wants it."""
             c_noise = (torch.as_tensor(timestep) / 1000).to(sample).expand(len(sample))
             output = self.network(sample, c_noise, class_labels)
             return UNet2DOutput(sample=output) if return_dict else (output,)

@@ -529,8 +529,8 @@ def test_a_storage_that_is_cut_short_is_refused(tmp_path):
     for bad in (payload[:-1], payload + b"x", payload[:-20]):
         with pytest.raises(ValueError, match="not all there"):
             bridges.rebuild_storage(bad)
-    with pytest.raises(RuntimeError, match="out of bounds|storage"):
-        bridges.rebuild_tensor(torch.arange(5.0), 0, (2, 3), (3, 1))
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        bridges.rebuild_tensor(torch.arange(5.0), 3, (3,), (1,))
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.int64, torch.bool])
