@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import viz
+from .bridges import edm_teacher
 from consistency_edu.data import (
     ImageSet,
     InputError,
@@ -348,7 +349,8 @@ def open_workshop(
 ) -> Workshop:
     """Check all that a run of `recipe` needs, and build it; InputError before any work starts.
 
-    `teacher` is the folder of the teacher's finished run; `workers` share the batches, if several.
+    `teacher` is the folder of the teacher's finished run, or a pickle of EDM's; `workers` share the
+    batches, if several.
     """
     check_size(check_recipe(recipe))
     workers = workers or Workers()
@@ -360,7 +362,7 @@ def open_workshop(
                 f"'{recipe.name}' distils a teacher: train {recipe.source or 'one'} first, and "
                 "give its folder with --teacher."
             )
-        master = load_run(teacher, str(device))
+        master = edm_teacher(teacher) if Path(teacher).is_file() else load_run(teacher, str(device))
     if workers.rank == 0:
         check_writable(folder)
     images = load_in_turn(recipe, workers)
