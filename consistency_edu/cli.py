@@ -375,7 +375,7 @@ def sweep_command(config: SweepConfig) -> None:
 # %% ../nbs/19_cli.ipynb #ev19000b
 from collections.abc import Iterator
 
-from .data import choose_device, draw_normal, load_images
+from .data import choose_device, load_images
 from consistency_edu.evaluation import (
     Reference,
     evaluate_images,
@@ -385,7 +385,7 @@ from consistency_edu.evaluation import (
     tell_numbers,
 )
 from .image_methods import evaluations
-from .image_runs import Run, check_writable, load_run, write_json
+from .image_runs import write_json
 
 
 @dataclass(frozen=True)
@@ -482,9 +482,6 @@ def evaluate_command(config: EvaluateConfig) -> None:
     tell({"numbers": file_of(config)})
 
 # %% ../nbs/19_cli.ipynb #ed190002
-from PIL import Image
-from torch import Tensor
-
 from .data import _decode, to_floats, to_pixels
 from consistency_edu.editing import (
     Operator,
@@ -497,7 +494,6 @@ from consistency_edu.editing import (
     keep_means,
     refine,
 )
-from .image_runs import Run, check_writable, load_run
 
 
 @dataclass(frozen=True)

@@ -364,6 +364,8 @@ def test_warnings_are_sentences(tmp_path):
     assert status == 0 and "consistency-edu: the checkpoint in" in said and "is damaged" in said
     pair = [load_run(tmp_path / name).model.state_dict() for name in ("one", "run")]
     assert all(torch.equal(value, pair[1][name]) for name, value in pair[0].items())
+
+
 @pytest.mark.slow
 def test_evaluate_prints_numbers_with_their_card_and_writes_them(tmp_path):
     done = run_cli("train", "digits-ct", "--steps", 5, cwd=tmp_path)
