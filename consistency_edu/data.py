@@ -404,6 +404,8 @@ def _check_member(member: tarfile.TarInfo, path: Path) -> None:
     name = member.name.replace("\\", "/")
     if name.startswith("/") or ".." in name.split("/"):
         raise InputError(f"'{path}' climbs out of its folder ('{member.name}'): do not trust it.")
+    if not name.isprintable():
+        raise InputError(f"'{path}' holds {member.name!r}, a name with hidden signs: rename it.")
     if not (member.isfile() or member.isdir()):
         raise InputError(
             f"'{path}' holds a link or a device ('{member.name}'): pack it anew, with "

@@ -561,7 +561,7 @@ class Recorder:
             workers.check_agreement(state.objective.online)
         dice = workers.dice(state.generator)
         extra = {"losses": self.losses, "seconds": self.pace.seconds}
-        extra |= {"checkpoints": self.shelf.count, "checkpoint_seconds": self.shelf.seconds}
+        extra |= {"checkpoints": self.shelf.count + 1, "checkpoint_seconds": self.shelf.seconds}
         if self.is_writer:
             self.shelf.save(state, randomness=dice, extra=extra)
 
