@@ -134,15 +134,23 @@ def test_the_digits_table_goes_on_method_by_method(tmp_path):
     assert done.returncode == 2 and "did you mean 'boot'?" in sentence(done)
 
 
+def expected_steps(row, steps):
+    """The training steps of a row: PD has half of them for six rounds, direct a quarter, guided
+    BOOT a half (its own teacher is not counted)."""
+    if row["teacher"] == "guided":
+        return max(1, steps // 2)
+    shared = {"exact": 0, "pd": 6 * max(1, steps // 12), "direct": max(1, steps // 4)}
+    return shared.get(row["method"], steps)
+
+
 @pytest.mark.slow
 def test_a_small_run_writes_whole_files_and_overwrites_them(tmp_path):
     for steps in (2, 13):
         done = run_cli("toy", "--steps", steps, "--samples", 40, "--seed", 7, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         table = json.loads((tmp_path / "results" / "toy_moons_seed7.json").read_text())
-        for row in table["rows"]:  # PD shares its steps among six rounds, guidance between two
-            shared = {"exact": 0, "pd": 6 * max(1, steps // 6)}.get(row["method"], steps)
-            assert row["steps"] == (max(1, steps // 2) if row["teacher"] == "guided" else shared)
+        for row in table["rows"]:
+            assert row["steps"] == expected_steps(row, steps), row
     names = sorted(p.name for p in tmp_path.rglob("*") if p.is_file())
     assert names == [f"toy_moons_seed7.{kind}" for kind in ("gif", "json", "png")]
     keys = {"method", "teacher", "nfe", "sliced_w2", "energy_distance", "train_seconds", "steps"}

@@ -120,6 +120,20 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(method, teacher, tmp_p
     assert rows[0] == rows[1] and rows[0][-1][0] == 14
 
 
+def test_progressive_distillation_leaves_two_students(teacher, tmp_path):
+    folder = train_recipe(short("digits-pd"), tmp_path / "pd", teacher=teacher)
+    for steps, name in ((1, "model"), (2, "two_steps")):
+        found, kept = load_run(folder, steps=steps), load_file(folder / f"{name}.safetensors")
+        loaded = dict(found.model.named_parameters())
+        assert any(torch.equal(loaded[key], kept[name]) for key, name in ends(loaded, kept))
+        assert all(torch.equal(loaded[key], kept[name]) for key, name in ends(loaded, kept))
+
+
+def ends(loaded, kept):
+    """The pairs of names of which one ends with the other: a wrapper adds to their beginnings."""
+    return [(key, name) for key in loaded for name in kept if key.endswith(name)]
+
+
 def test_the_clock_and_tensorboard_go_on_at_a_resume(tmp_path, monkeypatch):
     accumulator = "tensorboard.backend.event_processing.event_accumulator"
     events, spent = pytest.importorskip(accumulator), []

@@ -18,6 +18,7 @@ def test_the_judge_is_fitted_to_training_scans_alone(judge):
     assert torch.equal(judge.mean, train.mean(0)) and len(judge.test) == len(test) == 449
     basis = torch.linalg.svd(train - train.mean(0), full_matrices=False).Vh[:20].T
     assert torch.allclose(judge.basis.abs(), basis.abs(), atol=1e-4)
+    assert judge.project(judge.train).mean(0).abs().max() < 1e-4
     assert judge.classifier.n_iter_ > 1
     assert not (test[:, None] == train[None, :50]).all(2).any()
 
