@@ -87,6 +87,8 @@ class TrainConfig:
     teacher: Path | None = None
     """the folder of the teacher's run; by default the one of the recipe's teacher beside `out`,
     which for digits is trained first if it is not there"""
+    start: Path | None = None
+    """the folder of a run whose weights the training starts from, if not from the teacher's"""
     seed: int = 0
     """seeds weights, batches and noise"""
     resume: bool = False
@@ -126,7 +128,7 @@ def train_command(config: TrainConfig) -> None:
     teacher = teacher_of(config, recipe)
     if is_first():
         print(f"Training {name} into '{out}'.")
-    names = ("seed", "resume", "keep", "save_every", "tensorboard")
+    names = ("start", "seed", "resume", "keep", "save_every", "tensorboard")
     options = {name: getattr(config, name) for name in names}
     folder = train_recipe(recipe, out, teacher=teacher, **options)
     tell({kind: folder / f"{kind}.{end}" for kind, end in FILES.items()})

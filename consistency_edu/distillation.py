@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['TOY_SIGMAS', 'SOLVERS', 'DISTANCES', 'WEIGHTS', 'FLOWS', 'SETS', 'DIGIT_SIGMAS', 'JUDGES', 'RACE', 'RACES', 'KNOBS',
            'CD_SWEEPS', 'draw_interval', 'l1', 'squared_l2', 'pseudo_huber', 'uniform_weight', 'inverse_gap',
-           'TargetNetwork', 'Pair', 'ConsistencyDistillation', 'check_grid', 'ToyJudge', 'bounded', 'toy_judge',
-           'SwappedDistillation', 'UnstoppedDistillation', 'ToySetting', 'Magnified', 'started', 'learned_teacher',
-           'toy_teacher', 'distilling', 'denoiser_error', 'compare_one_step', 'distil_toy', 'FeatureDistance', 'unit',
-           'positions', 'DigitFeatures', 'train_digit_features', 'DigitJudge', 'digit_judge', 'digit_teacher',
-           'distil_digits', 'SolverConsistency', 'race', 'time_to_quality', 'knobs', 'set_settings', 'digit_knobs']
+           'root_gap', 'TargetNetwork', 'Pair', 'ConsistencyDistillation', 'check_grid', 'ToyJudge', 'bounded',
+           'toy_judge', 'SwappedDistillation', 'UnstoppedDistillation', 'ToySetting', 'Magnified', 'started',
+           'learned_teacher', 'toy_teacher', 'distilling', 'denoiser_error', 'compare_one_step', 'distil_toy',
+           'FeatureDistance', 'unit', 'positions', 'DigitFeatures', 'train_digit_features', 'DigitJudge', 'digit_judge',
+           'digit_teacher', 'distil_digits', 'SolverConsistency', 'race', 'time_to_quality', 'knobs', 'set_settings',
+           'digit_knobs']
 
 # %% ../nbs/11_distillation.ipynb #5e70ce10
 import copy
@@ -89,6 +90,11 @@ def uniform_weight(low: Tensor, high: Tensor) -> Tensor:
 def inverse_gap(low: Tensor, high: Tensor) -> Tensor:
     """Weigh the interval from `low` to `high` `[B]` by 1 / (high - low) (iCT)."""
     return 1 / (high - low)
+
+
+def root_gap(low: Tensor, high: Tensor) -> Tensor:
+    """Weigh the interval from `low` to `high` `[B]` by (high - low)^(-1/2): between the two."""
+    return (high - low).rsqrt()
 
 # %% ../nbs/11_distillation.ipynb #fc15d20ab
 class TargetNetwork(nn.Module):

@@ -8,7 +8,8 @@ __all__ = ['METHODS', 'DISTANCES', 'LOSS_WEIGHTS', 'SOLVERS', 'OPTIMIZERS', 'PRE
            'build_network', 'denoiser', 'jump', 'ranged', 'build_model', 'present', 'grid_of', 'Halving', 'Clamped',
            'as_seen', 'LpipsMaps', 'is_torchvisions', 'load_backbone', 'EfficientNetMaps', 'Enlarged', 'Offstage',
            'perceptual', 'distance_of', 'teacher_objective', 'cd_objective', 'ct_objective', 'losses', 'pd_objective',
-           'direct_objective', 'boot_objective', 'build_objective', 'copy_weights', 'draw_samples', 'evaluations']
+           'direct_objective', 'boot_objective', 'build_objective', 'network_in', 'copy_weights', 'draw_samples',
+           'evaluations']
 
 # %% ../nbs/18_image_methods.ipynb #ir000004
 import copy
@@ -35,12 +36,13 @@ from consistency_edu.distillation import (
     inverse_gap,
     l1,
     pseudo_huber,
+    root_gap,
     squared_l2,
     uniform_weight,
     unit,
 )
 from .evaluation import EfficientNetLite0
-from .networks import MLP, UNETS, named_unet
+from .networks import MLP, UNETS, UNet, named_unet
 from consistency_edu.pf_ode import (
     EDMDenoiser,
     Guided,
@@ -135,7 +137,7 @@ class Recipe:
     enlarge: int = 64
     """lpips and efficientnet compare images of this size (CM's paper: 224)"""
     weight: str = "inverse_gap"
-    """CD and CT: inverse_gap or uniform"""
+    """CD and CT: inverse_gap, root_gap or uniform"""
     solver: str = "heun"
     """heun or euler: the teacher's step in CD, in pairs, in PD's first round and in BOOT"""
     decay: float = 0.0
@@ -158,7 +160,7 @@ class Recipe:
 # %% ../nbs/18_image_methods.ipynb #ir000008
 METHODS = ("teacher", "cd", "ct", "pd", "direct", "boot")
 DISTANCES = {"l1": l1, "squared_l2": squared_l2, "pseudo_huber": pseudo_huber}
-LOSS_WEIGHTS = {"inverse_gap": inverse_gap, "uniform": uniform_weight}
+LOSS_WEIGHTS = {"inverse_gap": inverse_gap, "root_gap": root_gap, "uniform": uniform_weight}
 SOLVERS = {"heun": heun_step, "euler": euler_step}
 OPTIMIZERS = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam}
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
@@ -476,7 +478,8 @@ class Enlarged(nn.Module):
         if x.shape[-1] < self.size:
             size = (self.size, self.size)
             x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-        return self.maps(x.contiguous(memory_format=torch.channels_last))
+        maps = self.maps(x.contiguous(memory_format=torch.channels_last))
+        return [m.float() for m in maps]
 
 # %% ../nbs/18_image_methods.ipynb #pd000004
 class Offstage:
@@ -487,10 +490,33 @@ class Offstage:
 
     def __init__(self, distance: nn.Module):
         self.distance = distance.eval().to(memory_format=torch.channels_last)
+        self.precision: torch.dtype | None = None
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the distances `[B]` of the rows of `a` and `b` `[B, C, H, W]`."""
-        return self.distance.to(a.device)(a, b)
+        self.distance.to(a.device)
+        with torch.autocast(a.device.type, self.precision, enabled=self.precision is not None):
+            return self.distance(a, b)
+
+    def speed_up(self, like: Tensor, precision: torch.dtype | None, compiles: str) -> bool:
+        """Compute in `precision`, compiled for images `like`; return whether that worked.
+
+        `compiles` is as in a recipe: "nothing" leaves it uncompiled.
+        """
+        self.precision = precision
+        if compiles == "nothing":
+            return False
+        self.distance.compile(dynamic=False)
+        try:
+            self(like.clone().requires_grad_(), like).sum().backward()
+            return True
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:
+            self.distance._compiled_call_impl = None
+            story = f"torch.compile failed, so images are compared without it: {error}"
+            warnings.warn(story.split("\n")[0], stacklevel=2)
+            return False
 
 
 def perceptual(maps: nn.Module, size: int = 64) -> Offstage:
@@ -567,20 +593,33 @@ DATA_FREE = ("direct", "boot")
 
 
 def build_objective(
-    recipe: Recipe, network: nn.Module, teacher: nn.Module | None = None, classes: int = 0
+    recipe: Recipe,
+    network: nn.Module,
+    teacher: nn.Module | None = None,
+    classes: int = 0,
+    *,
+    start: nn.Module | None = None,
 ) -> nn.Module:
     """Return the objective of `recipe` for `network`, distilling `teacher` if the method does.
 
-    The student starts from the teacher's weights if the recipe says so and the networks agree.
+    The network starts from the weights of that in the model `start`, if given; else a student
+    starts from its teacher's if the recipe says so.  InputError if the networks do not agree.
     """
-    if recipe.method not in NEEDS_TEACHER:
-        return OBJECTIVES[recipe.method](recipe, build_model(recipe, network), None, classes)
-    if teacher is None:
+    needs_teacher = recipe.method in NEEDS_TEACHER
+    if needs_teacher and teacher is None:
         raise InputError(f"{recipe.name} distils a teacher: give its run with --teacher.")
-    if recipe.copy_teacher:
+    if start is not None:
+        copy_weights(network, network_in(start))
+    elif needs_teacher and recipe.copy_teacher:
         copy_weights(network, teacher.network)
     online = build_model(recipe, network)
-    return OBJECTIVES[recipe.method](recipe, online, as_seen(recipe, teacher), classes)
+    master = as_seen(recipe, teacher) if needs_teacher else None
+    return OBJECTIVES[recipe.method](recipe, online, master, classes)
+
+
+def network_in(model: nn.Module) -> nn.Module:
+    """Return the network inside `model`."""
+    return next(part for part in model.modules() if isinstance(part, (UNet, PixelMLP)))
 
 
 def copy_weights(network: nn.Module, source: nn.Module) -> None:
@@ -589,8 +628,8 @@ def copy_weights(network: nn.Module, source: nn.Module) -> None:
         network.load_state_dict(source.state_dict())
     except RuntimeError:
         raise InputError(
-            "the teacher's network is another one: choose the same --network and --labels, or "
-            "start anew with --no-copy-teacher."
+            "the network to start from is another one: choose the same --network and --labels, "
+            "start from a run that has them with --start, or anew with --no-copy-teacher."
         ) from None
 
 # %% ../nbs/18_image_methods.ipynb #ir000023

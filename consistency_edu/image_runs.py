@@ -46,6 +46,7 @@ from consistency_edu.image_methods import (
     NEEDS_TEACHER,
     OPTIMIZERS,
     PRECISIONS,
+    Offstage,
     Recipe,
     build_model,
     build_network,
@@ -344,13 +345,14 @@ def open_workshop(
     folder: Path,
     *,
     teacher: str | Path | None = None,
+    start: str | Path | None = None,
     seed: int = 0,
     workers: Workers | None = None,
 ) -> Workshop:
     """Check all that a run of `recipe` needs, and build it; InputError before any work starts.
 
-    `teacher` is the folder of the teacher's finished run, or a pickle of EDM's; `workers` share the
-    batches, if several.
+    `teacher` is the folder of the teacher's finished run, or a pickle of EDM's, `start` that of the
+    run from whose weights it starts; `workers` share the batches, if several.
     """
     check_size(check_recipe(recipe))
     workers = workers or Workers()
@@ -371,8 +373,9 @@ def open_workshop(
     generator = SharedGenerator(device, workers.part).manual_seed(seed)
     shape = tuple(images.images.shape[1:])
     network = build_network(recipe, shape, len(images.classes)).to(device)
-    objective = build_objective(recipe, network, master and master.model, len(images.classes))
-    objective = objective.to(device)
+    first = load_run(start, str(device)).model if start is not None else None
+    made = (recipe, network, master and master.model, len(images.classes))
+    objective = build_objective(*made, start=first).to(device)
     if recipe.pairs and recipe.method == "direct":
         fill_pairs(recipe, objective, images, generator, workers)
     if images.images.nbytes < 2e9:
@@ -404,7 +407,10 @@ def prepare(
         return torch.zeros(size, *shape, device=device), labels
 
     options = {"precision": PRECISIONS[recipe.precision], "compiles": recipe.compiles}
+    seen = getattr(objective, "distance", None)
     try:
+        if isinstance(seen, Offstage):
+            seen.speed_up(batch(recipe.batch)[0], **options)
         speed_up(objective, batch(recipe.batch), **options)
         return
     except torch.cuda.OutOfMemoryError:
@@ -602,6 +608,7 @@ def train_recipe(
     folder: str | Path,
     *,
     teacher: str | Path | None = None,
+    start: str | Path | None = None,
     seed: int = 0,
     resume: bool = False,
     keep: int = 3,
@@ -609,6 +616,8 @@ def train_recipe(
     tensorboard: bool = False,
 ) -> Path:
     """Train `recipe` into `folder`, and return it: metrics, samples, weights and a card.
+
+    `teacher` is the folder of the teacher's run, `start` that of a run whose weights are the first.
 
     An interrupted run leaves its last `keep` checkpoints, written every `save_every` steps (0: by
     the clock, see Shelf); with `resume` it goes on from there, and a finished one is left as it is.
@@ -626,7 +635,8 @@ def train_recipe(
         return folder
     with join(recipe.device) as workers:
         checkpoint = take_up(shelf, workers)
-        shop = open_workshop(recipe, folder, teacher=teacher, seed=seed, workers=workers)
+        options = {"teacher": teacher, "start": start, "seed": seed, "workers": workers}
+        shop = open_workshop(recipe, folder, **options)
         extra, step = books_in(checkpoint), checkpoint.step if checkpoint else 0
         pace = Pace(recipe, shop.objective, extra["seconds"], step)
         books = Recorder(shop, pace, shelf)
