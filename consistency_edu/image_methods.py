@@ -628,8 +628,8 @@ def copy_weights(network: nn.Module, source: nn.Module) -> None:
         network.load_state_dict(source.state_dict())
     except RuntimeError:
         raise InputError(
-            "the network to start from is another one: choose the same --network and --labels, "
-            "start from a run that has them with --start, or anew with --no-copy-teacher."
+            "this network is another one than that of the run to start from: choose the same "
+            "--network and --labels, another run with --start, or begin with --no-copy-teacher."
         ) from None
 
 # %% ../nbs/18_image_methods.ipynb #ir000023

@@ -1,5 +1,6 @@
 """Recipes as data, and the one path from a recipe to its objective for digits and photographs."""
 
+import dataclasses
 import hashlib
 
 import lpips
@@ -116,6 +117,21 @@ def test_another_network_than_the_teachers_is_refused():
     teacher = EDMDenoiser(build_network(recipe, (1, 2, 2)))
     with pytest.raises(InputError, match="network is another one"):
         build_objective(recipe, build_network(recipe, SHAPE), teacher)
+
+
+@pytest.mark.parametrize("method", ["teacher", "ct", "cd", "boot"])
+def test_a_run_can_start_from_any_model_with_the_same_network(method):
+    recipe = Recipe("try", method=method, points=8)
+    teacher = EDMDenoiser(build_network(recipe, SHAPE))
+    first = present(dataclasses.replace(recipe, method="boot"), objective_of("boot")[1].online)
+    network = build_network(recipe, SHAPE)
+    needs = teacher if method in image_methods.NEEDS_TEACHER else None
+    build_objective(recipe, network, needs, start=first)
+    theirs = image_methods.network_in(first).state_dict()
+    assert all(torch.equal(v, theirs[name]) for name, v in network.state_dict().items())
+    other = EDMDenoiser(build_network(recipe, (1, 2, 2)))
+    with pytest.raises(InputError, match="--start"):
+        build_objective(recipe, network, needs, start=other)
 
 
 def test_evaluations_are_counted():

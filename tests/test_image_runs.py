@@ -224,6 +224,14 @@ def test_data_free_runs_see_no_data(teacher, tmp_path):
     assert x.isfinite().all()
 
 
+def test_a_run_starts_from_another_runs_weights(teacher, tmp_path):
+    shop = open_workshop(short("digits-ct"), tmp_path / "ct", start=teacher)
+    theirs = load_run(teacher).model.network.state_dict()
+    ours = shop.objective.online.network.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(v, theirs[name]) for name, v in ours.items())
+
+
 def test_blank_batches_draw_all_classes():
     dice = torch.Generator().manual_seed(0)
     _, labels = next(blank_batches((400, 1, 2, 2), 3, dice, torch.device("cpu")))
