@@ -473,6 +473,22 @@ def test_what_is_allowed_cannot_be_changed_by_a_pickle(tmp_path, file):
     assert load_edm(file)
 
 
+def test_a_pickle_cannot_leave_a_mark_on_what_rebuilds(tmp_path):
+    name = b"torch._utils._rebuild_tensor_v2"
+    wish = b"c" + name[: name.rindex(b".")] + b"\n" + name[name.rindex(b".") + 1 :] + b"\n"
+    mark = b"N}" + pickle.dumps("mark", 2)[2:-3] + b"K\x01s\x86b"  # BUILD with (None, {"mark": 1})
+    (tmp_path / "m.pkl").write_bytes(b"\x80\x02" + wish + mark + b".")
+    assert callable(read_pickle(tmp_path / "m.pkl"))
+    assert not hasattr(bridges.rebuild_tensor, "mark")
+
+
+def test_parts_that_a_module_has_left_out_have_no_tensor():
+    record = bridges.Record()
+    weight = torch.ones(2)
+    vars(record).update(_parameters={"bias": None, "weight": weight}, _modules={"skip": None})
+    assert list(bridges.named_tensors(record)) == [("weight", weight)]
+
+
 def test_broken_files_are_refused(file, tmp_path):
     whole = file.read_bytes()
     for name, content in (
