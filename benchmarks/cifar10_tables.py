@@ -1,0 +1,822 @@
+"""Make the CIFAR-10 tables and pictures from what the runs left in results/cifar10.
+
+    python benchmarks/cifar10_tables.py            # results/cifar10/README.md, images/cifar10_*.png
+    python benchmarks/cifar10_tables.py --check    # exit 1 if the README is out of date
+
+No number of ours is typed: each is read from a run's run.json, scores.json, learning.json and
+metrics.jsonl, or from floor, curves, speeds, structure, coverage (.json) and gallery.npz beside the
+runs.  What is missing is left out of its table, and listed at the end as not run.  The numbers in
+SLIDES, IMAGENET_AND_LSUN and BOOT_TABLE are quotations from the slides.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.colors import to_rgb
+from torch import Tensor
+
+from consistency_edu import viz
+from consistency_edu.image_methods import NEEDS_TEACHER
+from consistency_edu.image_recipes import RECIPES
+from consistency_edu.image_runs import show_images
+
+ROOT = Path(__file__).resolve().parents[1]
+TEACHER = "teacher-small"
+CD = "best-small cd-small-vgg cd-small-huber"  # our CD is the first of them that was scored
+
+TITLES = {  # the planned runs, in the order of the tables
+    "teacher-small": "teacher (EDM)",
+    "best-small": "CD, the longest run",
+    "cd-small-huber": "CD, pseudo-Huber",
+    "cd-small-vgg": "CD, VGG16 (HED) perceptual distance, unweighted",
+    "ct-small": "CT",
+    "boot-small": "BOOT",
+    "direct-small": "direct distillation",
+    "pd-small": "progressive distillation",
+    "teacher-mini": "teacher (EDM), `mini`",
+    "cd-mini": "CD, `mini`, the student that ships",
+}
+SHORT = {
+    "teacher-small": "teacher",
+    "best-small": "CD, longest",
+    "cd-small-huber": "CD, Huber",
+    "cd-small-vgg": "CD, VGG16 (HED)",
+    "ct-small": "CT",
+    "boot-small": "BOOT",
+    "direct-small": "direct",
+    "pd-small": "PD",
+    "teacher-mini": "teacher, mini",
+    "cd-mini": "CD, mini",
+}
+FILES = {  # what else is read, and what it is for
+    "floor.json": "the distance of held-out images",
+    "curves.json": "quality against NFE",
+    "speeds.json": "samples per second",
+    "structure.json": "the same noise in teacher and student",
+    "coverage.json": "shares of the classes",
+    "gallery.npz": "the pictures of the same noises",
+}
+CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+
+# slides, table 1: CIFAR-10, FID; the run of ours, and the sampler in curves.json if it is not its own
+SLIDES = [
+    ("EDM, Heun", 35, 2.04, "teacher-small", "heun"),
+    ("DDIM", 50, 4.67, "teacher-small", "ddim"),
+    ("DDIM", 20, 6.84, "teacher-small", "ddim"),
+    ("DDIM", 10, 8.23, "teacher-small", "ddim"),
+    ("knowledge (direct) distillation", 1, 9.36, "direct-small", ""),
+    ("PD", 1, 8.34, "pd-small", ""),
+    ("PD", 2, 5.58, "pd-small", ""),
+    ("CD", 1, 3.55, CD, ""),
+    ("CD", 2, 2.93, CD, ""),
+    ("CT", 1, 8.70, "ct-small", ""),
+    ("CT", 2, 5.83, "ct-small", ""),
+]
+# slides, table 2: FID, precision, recall on ImageNet 64, LSUN bedroom 256, LSUN cat 256
+IMAGENET_AND_LSUN = [
+    ("EDM", 79, [(2.44, 0.71, 0.67), (3.57, 0.66, 0.45), (6.69, 0.70, 0.43)], "teacher-small"),
+    ("PD", 1, [(15.39, 0.59, 0.62), (16.92, 0.47, 0.27), (29.6, 0.51, 0.25)], "pd-small"),
+    ("PD", 2, [(8.95, 0.63, 0.65), (8.47, 0.56, 0.39), (15.5, 0.59, 0.36)], "pd-small"),
+    (
+        "CD",
+        1,
+        [(6.20, 0.68, 0.63), (7.80, 0.66, 0.34), (11.0, 0.65, 0.36)],
+        CD,
+    ),
+    (
+        "CD",
+        2,
+        [(4.70, 0.69, 0.64), (5.22, 0.68, 0.39), (8.84, 0.66, 0.40)],
+        CD,
+    ),
+    ("CT", 1, [(13.0, 0.71, 0.47), (16.0, 0.60, 0.17), (20.7, 0.56, 0.23)], "ct-small"),
+    ("CT", 2, [(11.1, 0.69, 0.56), (7.85, 0.68, 0.33), (11.7, 0.63, 0.36)], "ct-small"),
+]
+# slides, BOOT's table 1: FID and frames per second on FFHQ 64, LSUN 256, ImageNet 64
+BOOT_TABLE = [
+    ("DDIM", 50, [(7.6, 1.2), (13.5, 0.6), (13.7, 0.6)], "teacher-small", "ddim"),
+    ("DDIM", 10, [(18.3, 5.3), (31.0, 3.1), (18.3, 3.3)], "teacher-small", "ddim"),
+    ("DDIM", 1, [(225, 54), (308, 31), (237, 34)], "teacher-small", "ddim"),
+    ("BOOT", 1, [(9.0, 54), (23.4, 32), (16.3, 34)], "boot-small", ""),
+]
+PUBLISHED_IMAGES = {"teacher": 200e6, "cd": 410e6, "ct": 410e6, "pd": 410e6}
+
+
+def read_json(path: Path) -> dict:
+    """Return the content of the JSON file `path`; nothing if there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def read_lines(path: Path) -> list[dict]:
+    """Return the rows of the JSONL file `path`; none if there is no such file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@dataclass
+class Results:
+    """All that lies in a folder of results: `runs` by name, and the files beside them."""
+
+    folder: Path
+    runs: dict[str, dict] = field(default_factory=dict)
+    floor: dict = field(default_factory=dict)
+    curves: dict = field(default_factory=dict)
+    speeds: dict = field(default_factory=dict)
+    structure: dict = field(default_factory=dict)
+    coverage: dict = field(default_factory=dict)
+    commands: dict = field(default_factory=dict)
+    gallery: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def score(self, name: str, steps: int = 1, key: str = "frechet") -> float | None:
+        """Return a score of the run `name` with `steps` steps, or None."""
+        return self.runs.get(name, {}).get("scores", {}).get(str(steps), {}).get(key)
+
+    def on_curve(self, name: str, sampler: str, nfe: int) -> dict:
+        """Return the row of `name` in curves.json with `sampler` and `nfe`; empty if none."""
+        rows = self.curves.get(name, [])
+        return next((r for r in rows if (r["sampler"], r["nfe"]) == (sampler, nfe)), {})
+
+    def speed(self, name: str, sampler: str, nfe: int) -> float | None:
+        """Return the images per second of `name`, or None."""
+        for row in self.speeds.get("rows", []):
+            same = sampler in ("", row["sampler"])
+            if row["run"] == name and row["nfe"] == nfe and same:
+                return row["images_per_second"]
+        return None
+
+    def first(self, names: str) -> str:
+        """Return the first of the blank-separated `names` that has scores, or the first."""
+        return next((n for n in names.split() if self.score(n)), names.split()[0])
+
+    def teacher_of(self, name: str) -> str:
+        """Return the name of the teacher of the network of the run `name`."""
+        return f"teacher-{network_of(self.runs.get(name, {}), name)}"
+
+    def ratio(self, name: str, value: float | None) -> float | None:
+        """Return the distance `value` over that of the teacher of the run `name`, or None."""
+        teacher = self.score(self.teacher_of(name))
+        return value / teacher if value and teacher else None
+
+
+def read_results(folder: str | Path = ROOT / "results" / "cifar10") -> Results:
+    """Return all results in `folder`, whatever is there."""
+    folder = Path(folder)
+    found = {f.stem: read_json(f) for f in folder.glob("*.json")}
+    kept = {k: found.get(k, {}) for k in ("floor", "curves", "speeds", "structure", "coverage")}
+    path = folder / "gallery.npz"
+    gallery = dict(np.load(path)) if path.exists() else {}
+    results = Results(folder, commands=found.get("commands", {}), gallery=gallery, **kept)
+    names = {f.parent.name for f in folder.glob("*/run.json")}
+    order = list(TITLES)
+    for name in sorted(names, key=lambda n: (order.index(n) if n in order else len(order), n)):
+        run = read_json(folder / name / "run.json")
+        run["scores"] = read_json(folder / name / "scores.json")
+        run["learning"] = read_json(folder / name / "learning.json") or []
+        run["metrics"] = read_lines(folder / name / "metrics.jsonl")
+        results.runs[name] = run
+    return results
+
+
+def network_of(run: dict, name: str) -> str:
+    """Return the network of `run`, or what its `name` says of it."""
+    return run.get("recipe", {}).get("network") or ("mini" if "mini" in name else "small")
+
+
+def title(name: str) -> str:
+    """Return what the run `name` is."""
+    return TITLES.get(name, name)
+
+
+def number(value: float | None, form: str = ".1f") -> str:
+    """Write `value`, or a dash if there is none."""
+    return "–" if value is None else format(value, form)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def nfe_of(run: dict, steps: int) -> int:
+    """Return how many evaluations a sample of `run` in `steps` costs."""
+    recipe = run.get("recipe", {})
+    return 2 * recipe["points"] - 1 if recipe.get("method") == "teacher" else steps
+
+
+def images_seen(run: dict) -> float:
+    """Return how many images the training of `run` was shown."""
+    return run.get("steps", 0) * run["recipe"]["batch"]
+
+
+def told(results: Results, name: str, steps: int = 1) -> str:
+    """Return a run's distance in words, with its ratio to the teacher's, or that it was not run."""
+    value = results.score(name, steps)
+    if value is None:
+        return f"not run: {name}"
+    ratio = results.ratio(name, value)
+    return f"{value:.1f}" + (f" ({ratio:.2f} x the teacher's)" if ratio and ratio != 1 else "")
+
+
+# ------------------------------------------------------------------------------------ the tables
+def quality(results: Results, names: list[str] | None = None) -> str:
+    """Return the table of the quality of all runs, or of those in `names`."""
+    head = "run,name,NFE,Fréchet distance,x teacher,precision,recall,samples,training s,images M"
+    rows = []
+    if results.floor:
+        near = [number(results.floor.get(key), ".3f") for key in ("precision", "recall")]
+        count = results.floor.get("card", {}).get("samples", 10_000)
+        distance = number(results.floor["frechet"], ".2f")
+        rows.append(["held-out images", "–", "–", distance, "–", *near, f"{count:,}", "–", "–"])
+    for name, run in results.runs.items():
+        for steps in run["scores"] if names is None or name in names else ():
+            rows.append(quality_row(results, name, int(steps)))
+    return table(head.split(","), rows) if rows else "No run has been scored."
+
+
+def quality_row(results: Results, name: str, steps: int) -> list[str]:
+    """Return the row of the run `name` with `steps` steps in the table of quality."""
+    run = results.runs[name]
+    value = results.score(name, steps)
+    samples = run["scores"][str(steps)].get("card", {}).get("samples")
+    return [
+        title(name),
+        f"`{name}`",
+        str(nfe_of(run, steps)),
+        f"**{number(value)}**",
+        number(results.ratio(name, value), ".2f"),
+        *(number(results.score(name, steps, key), ".3f") for key in ("precision", "recall")),
+        number(samples, ","),
+        number(run.get("seconds"), ".0f"),
+        number(images_seen(run) / 1e6, ".2f"),
+    ]
+
+
+def card(results: Results) -> str:
+    """Return what must stand beside the scores: judge, rules, counts, cards of the GPUs, seeds."""
+    cards = [row.get("card", {}) for run in results.runs.values() for row in run["scores"].values()]
+    cards = [c for c in [*cards, results.floor.get("card", {})] if c]
+    lines = []
+    for key, name in (
+        ("metric", "distance"),
+        ("features", "features, with the checksum of their weights"),
+        ("resize", "resize"),
+        ("rounding", "rounding"),
+        ("reference", "reference"),
+        ("reference_images", "images of the reference"),
+        ("precision_recall", "precision and recall"),
+    ):
+        values = sorted({f"{c[key]:,}" if isinstance(c[key], int) else c[key] for c in cards})
+        lines += [f"- **{name}**: {'; '.join(values)}"] if values else []
+    counts = sorted({c["samples"] for c in cards}, reverse=True)
+    lines += [f"- **samples**: {', '.join(f'{n:,}' for n in counts)}"] if counts else []
+    runs = results.runs.values()
+    weights = {r["recipe"]["network"]: r["parameters"] / 1e6 for r in runs if "parameters" in r}
+    words = [f"`{name}` with {millions:.1f} M weights" for name, millions in weights.items()]
+    lines += [f"- **networks**: {', '.join(words)}"] if words else []
+    for name, values in (
+        ("trained on", {run.get("device") for run in runs}),
+        ("PyTorch", {run.get("versions", {}).get("torch") for run in runs}),
+        ("seeds", {run.get("seed") for run in runs}),
+    ):
+        known = sorted(str(value) for value in values if value is not None)
+        lines += [f"- **{name}**: {', '.join(known)}"] if known else []
+    return "\n".join(lines) or "No run has been scored."
+
+
+def quality_against_nfe(results: Results) -> str:
+    """Return the table of quality against the number of evaluations."""
+    rows = []
+    for name, curve in results.curves.items():
+        for row in sorted(curve, key=lambda r: (r["sampler"], r["nfe"])):
+            levels = row.get("levels") or []
+            places = ", ".join(f"{level:.3g}" for level in levels) if len(levels) <= 8 else "grid"
+            cells = [title(name), row["sampler"], str(row["nfe"]), number(row["frechet"])]
+            rows.append([*cells, f"{row['samples']:,}", places or "–"])
+    head = ["run", "sampler", "NFE", "Fréchet distance", "samples", "noise levels"]
+    return table(head, rows) if rows else "Not run."
+
+
+def ours_beside(results: Results, name: str, sampler: str, nfe: int) -> tuple[float | None, str]:
+    """Return our distance beside a row of the slides, and what it is of."""
+    if sampler == "ddim":
+        return results.on_curve(name, sampler, nfe).get("frechet"), f"{name}, DDIM"
+    return results.score(name, 1 if sampler == "heun" else nfe), name
+
+
+def slides_table_1(results: Results) -> str:
+    """Return the slides' table 1 for CIFAR-10 beside ours."""
+    rows = []
+    for method, nfe, fid, names, sampler in SLIDES:
+        name = results.first(names)
+        value, what = ours_beside(results, name, sampler, nfe)
+        ratio = number(results.ratio(name, value), ".2f")
+        ours = [number(value), ratio, f"`{what}`"] if value else ["not run", "–", f"`{what}`"]
+        rows.append(
+            [method, str(nfe), number(fid, ".2f"), number(fid / SLIDES[0][2], ".2f"), *ours]
+        )
+    head = "slides' method,NFE,FID,x EDM's,ours: Fréchet distance,x teacher's,run"
+    return table(head.split(","), rows)
+
+
+def slides_table_2(results: Results) -> str:
+    """Return the slides' table 2 beside ours: distance over the teacher's, precision, recall."""
+    edm = IMAGENET_AND_LSUN[0][2]
+    rows = []
+    for method, nfe, published, names in IMAGENET_AND_LSUN:
+        name = results.first(names)
+        cells = [f"{f / t[0]:.2f}, {p:.2f}, {r:.2f}" for (f, p, r), t in zip(published, edm)]
+        steps = 1 if method == "EDM" else nfe
+        value = results.score(name, steps)
+        near = [results.score(name, steps, key) for key in ("precision", "recall")]
+        parts = [number(v, ".2f") for v in (results.ratio(name, value), *near)]
+        rows.append(
+            [method, str(nfe), *cells, ", ".join(parts) if value else "not run", f"`{name}`"]
+        )
+    head = "method,NFE,ImageNet 64,LSUN bedroom 256,LSUN cat 256,ours: CIFAR-10 (JPEG),run"
+    return table(head.split(","), rows)
+
+
+def slides_speed_table(results: Results) -> str:
+    """Return BOOT's table of quality and speed beside ours."""
+    rows = []
+    for method, nfe, published, name, sampler in BOOT_TABLE:
+        cells = [f"{fid:g}, {fps:g}" for fid, fps in published]
+        value, what = ours_beside(results, name, sampler, nfe)
+        speed = results.speed(name, sampler, nfe)
+        ours = [number(value), number(speed, ",.0f")] if value or speed else ["not run", "–"]
+        rows.append([method, str(nfe), *cells, *ours, f"`{what}`"])
+    head = "method,NFE,FFHQ 64,LSUN 256,ImageNet 64,ours: Fréchet distance,ours: images/s,run"
+    return table(head.split(","), rows)
+
+
+def speed_table(results: Results) -> str:
+    """Return the table of samples per second."""
+    rows = results.speeds.get("rows", [])
+    if not rows:
+        return "Not run."
+    cells = [
+        [title(r["run"]), r["sampler"], str(r["nfe"]), f"{r['images_per_second']:,.0f}"]
+        for r in rows
+    ]
+    made = f"On one {results.speeds['device']}, batches of {results.speeds['batch']:,}:"
+    return f"{made}\n\n{table(['run', 'sampler', 'NFE', 'images/s'], cells)}"
+
+
+def structure_table(results: Results) -> str:
+    """Return the table of distances from the teacher's image: same noise, another noise."""
+    rows = [
+        [title(name_of(key)), key.split("/")[1], *(f"{row[k]:.3f}" for k in ("paired", "shuffled"))]
+        + [f"{row['paired'] / row['shuffled']:.2f}", f"{row['count']:,}"]
+        for key, row in results.structure.items()
+    ]
+    head = ["run", "steps", "same noise", "another noise", "ratio", "images"]
+    return table(head, rows) if rows else "Not run."
+
+
+def name_of(key: str) -> str:
+    """Return the run's name in a key like "ct-small/1"."""
+    return key.split("/")[0]
+
+
+def coverage_table(results: Results) -> str:
+    """Return the table of the classes' shares."""
+    rows = []
+    for key, row in results.coverage.items():
+        shares = [f"{100 * share:.1f}" for share in row["shares"]]
+        name = (
+            "images (all alike)" if key == "real" else f"{title(name_of(key))}, {key.split('/')[1]}"
+        )
+        rows.append([name, *shares, f"{entropy_of(row):.3f}", f"{min(row['shares']):.1%}"])
+    head = ["run, steps", *CLASSES, "entropy, nats", "rarest"]
+    return table(head, rows) if rows else "Not run."
+
+
+def entropy_of(row: dict) -> float:
+    """Return the entropy of the shares in `row`, in nats; ln 10 = 2.303 if all are equal."""
+    shares = np.array(row["shares"])
+    shares = shares[shares > 0] / shares.sum()
+    return row.get("entropy", float(-(shares * np.log(shares)).sum()))
+
+
+def commands(results: Results) -> str:
+    """Return the commands that make the runs, one a run."""
+    lines = [
+        f"    {results.commands.get(name) or command(run, name)}"
+        for name, run in results.runs.items()
+    ]
+    return "\n".join(lines)
+
+
+def command(run: dict, name: str) -> str:
+    """Return the command that trains and scores `run`: its recipe, and what it changes in it."""
+    recipe = run["recipe"]
+    base = RECIPES.get(recipe["name"])
+    known = dataclasses.asdict(base) if base else {}
+    free = ("name", "about", "data", "source", "method")
+    changed = {k: v for k, v in recipe.items() if k not in free and v != known.get(k)}
+    extra = {"teacher": f"teacher-{recipe['network']}"} if recipe["method"] in NEEDS_TEACHER else {}
+    extra |= {"seed": run["seed"]} if run["seed"] else {}
+    words = ",".join([recipe["name"], *(f"{k}={v}" for k, v in {**changed, **extra}.items())])
+    data = Path(recipe["data"]).name
+    return f"python benchmarks/cifar10.py --data {data} {name}={words}"
+
+
+def not_run(results: Results) -> list[str]:
+    """Return what was planned and is not there, in sentences."""
+    lines = []
+    for name in TITLES:
+        if name not in results.runs:
+            lines.append(f"`{name}` ({title(name)}) was not run.")
+        elif not results.runs[name]["scores"]:
+            lines.append(f"`{name}` ({title(name)}) was trained, and not scored.")
+    for name, purpose in FILES.items():
+        if not (results.folder / name).exists():
+            lines.append(f"`{name}` is missing: {purpose} was not measured.")
+    if len({run["seed"] for run in results.runs.values()}) < 2:
+        lines.append("No run has a second seed: how far a distance scatters is not known.")
+    return lines + [
+        "A teacher that is told the class, and guidance distilled from it, were not run on CIFAR-10.",
+        "The lossless CIFAR-10, Inception's features (FID, Inception score) and LPIPS with its own "
+        "weights were not at hand: no number here is an FID, and none is a published one's equal.",
+    ]
+
+
+def why_different(results: Results) -> str:
+    """Return why our ratios are not the published ones."""
+    lines = []
+    for method, name in (
+        ("teacher", TEACHER),
+        ("cd", results.first(CD)),
+        ("ct", "ct-small"),
+    ):
+        if name in results.runs:
+            run = results.runs[name]
+            share = images_seen(run) / PUBLISHED_IMAGES[method]
+            lines.append(
+                f"`{name}` saw {images_seen(run) / 1e6:.1f} M images in {run['seconds'] / 60:.1f} "
+                f"minutes of one GPU, {share:.1%} of the published {PUBLISHED_IMAGES[method] / 1e6:.0f} M"
+            )
+    weights = {
+        f"{run['parameters'] / 1e6:.0f} M" for n, run in results.runs.items() if "small" in n
+    }
+    size = f" (weights: {', '.join(sorted(weights))} against EDM's 56 M)" if weights else ""
+    seen = f": {'; '.join(lines)}" if lines else ""
+    return "\n".join(
+        [
+            f"- **Minutes against days**{seen}. The networks are smaller, too{size}.",
+            "- **The data are lossy JPEGs** of CIFAR-10 (quality about 75), not CIFAR-10: both the "
+            "training and the reference are softened alike.",
+            "- **The judge is another**: Fréchet distance in EfficientNet-Lite0's features, not "
+            "Inception's. Distances, and even their ratios, may not be compared across judges "
+            "([chapter 15](../../nbs/15_evaluation.ipynb)); orders within a column may.",
+            "- **The distance in CD's loss**: LPIPS in the slides; here pseudo-Huber, or the "
+            "unweighted features of a VGG16 fine-tuned for edges (HED), as each row says.",
+        ]
+    )
+
+
+# ---------------------------------------------------------------------------------- the pictures
+MARKERS = dict(zip(list(TITLES)[1:], "o s D ^ v P X h *".split()))
+
+
+def short(name: str) -> str:
+    """Return a few words for the run `name`, for legends."""
+    return SHORT.get(name, name)
+
+
+def role_of(name: str) -> str:
+    """Return the role, and so the colour, of the run `name`."""
+    return "teacher" if name.startswith("teacher") else "student"
+
+
+def shade_of(name: str) -> tuple[float, float, float]:
+    """Return the colour of the run `name`: its role's, the later in the tables the darker."""
+    order = [n for n in TITLES if role_of(n) == role_of(name)]
+    place = order.index(name) / len(order) if name in order else 0
+    return tuple((1 - 0.7 * place) * part for part in to_rgb(viz.COLORS[role_of(name)]))
+
+
+def style_of(name: str) -> dict:
+    """Return colour, marker, line and label of the run `name`."""
+    style = {"color": shade_of(name), "marker": MARKERS.get(name, "o"), "markersize": 4}
+    lines = {"ct-small": "--", "boot-small": ":", "cd-small-vgg": "-.", "cd-mini": "--"}
+    return {**style, "linestyle": lines.get(name, "-"), "label": short(name)}
+
+
+def figure_quality(results: Results) -> viz.plt.Figure:
+    """Draw quality against NFE: curves where there are some, scores elsewhere."""
+    figure, axis = viz.plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for name, curve in results.curves.items():
+        for sampler in dict.fromkeys(row["sampler"] for row in curve):
+            rows = sorted((r for r in curve if r["sampler"] == sampler), key=lambda r: r["nfe"])
+            style = style_of(name)
+            if role_of(name) == "teacher":
+                line = {"heun": "-", "ddim": "--"}.get(sampler, ":")
+                style |= {"label": f"{short(name)}, {sampler}", "linestyle": line}
+            axis.plot([r["nfe"] for r in rows], [r["frechet"] for r in rows], **style)
+    for name, run in results.runs.items():
+        if name not in results.curves and role_of(name) == "student" and run["scores"]:
+            places = [nfe_of(run, int(steps)) for steps in run["scores"]]
+            values = [row["frechet"] for row in run["scores"].values()]
+            axis.plot(places, values, **style_of(name) | {"linewidth": 0.8})
+    draw_floor(axis, results)
+    axis.set(xscale="log", yscale="log", xlabel="network evaluations (NFE)")
+    ticks = [1, 2, 4, 10, 20, 50]
+    axis.set_xticks(ticks, ticks)
+    axis.set(ylabel="Fréchet distance", title=best_in_words(results))
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def draw_floor(axis: viz.plt.Axes, results: Results) -> None:
+    """Draw the distance of held-out images as a grey line."""
+    if results.floor:
+        axis.axhline(results.floor["frechet"], color=viz.COLORS["data"], linewidth=1)
+        axis.text(
+            0.99,
+            results.floor["frechet"],
+            "held-out images",
+            color=viz.COLORS["data"],
+            transform=axis.get_yaxis_transform(),
+            ha="right",
+            va="bottom",
+            fontsize=7,
+        )
+
+
+def best_in_words(results: Results) -> str:
+    """Return the title of the figure of quality: the best student in 1 and 2 steps, the teacher."""
+    name = results.first(CD)
+    parts = [
+        f"{short(name)} in {steps} step{'s' * (steps > 1)} {results.score(name, steps):.1f}"
+        for steps in (1, 2)
+        if results.score(name, steps)
+    ]
+    if results.score(TEACHER):
+        nfe = nfe_of(results.runs[TEACHER], 1)
+        parts.append(f"teacher at {nfe} NFE {results.score(TEACHER):.1f}")
+    return ", ".join(parts)
+
+
+def figure_learning(results: Results) -> viz.plt.Figure:
+    """Draw one-step distances, and losses, against the seconds of training."""
+    learners = {name: run["learning"] for name, run in results.runs.items() if run["learning"]}
+    lossy = {name: run["metrics"] for name, run in results.runs.items() if run["metrics"]}
+    figure, (left, right) = viz.plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    for name, rows in learners.items():
+        left.plot([r["seconds"] for r in rows], [r["frechet"] for r in rows], **style_of(name))
+    for name, rows in lossy.items():
+        style = style_of(name) | {"marker": "", "linewidth": 0.8}
+        right.plot([r["seconds"] for r in rows], [r["loss"] for r in rows], **style)
+    left.set(yscale="log", xlabel="training seconds", ylabel="Fréchet distance")
+    left.set_title("one-step samples")
+    right.set(yscale="log", xlabel="training seconds", ylabel="loss")
+    right.set_title("losses: not comparable between methods")
+    right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def pixels(images: np.ndarray) -> Tensor:
+    """Return uint8 images as numbers in [-1, 1]."""
+    return torch.from_numpy(images).float() / 127.5 - 1
+
+
+def figure_rows(rows: list[tuple[str, np.ndarray]], count: int = 12) -> viz.plt.Figure:
+    """Draw the first `count` images of each of `rows` (title, images) in a line of its own."""
+    figure, axes = viz.plt.subplots(len(rows), 1, figsize=(8, 0.56 * len(rows)), squeeze=False)
+    for axis, (label, images) in zip(axes[:, 0], rows):
+        show_images(axis, pixels(images[:count]), columns=count)
+        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+    figure.subplots_adjust(left=0.2, right=1, top=1, bottom=0, hspace=0.05)
+    return figure
+
+
+def rows_of(results: Results, keys: list[tuple[str, str]]) -> list[tuple[str, np.ndarray]]:
+    """Return those of `keys` (key, title) of the gallery that are there, with their images."""
+    return [(label, results.gallery[key]) for key, label in keys if key in results.gallery]
+
+
+def with_ratio(results: Results, key: str) -> str:
+    """Return the title of a row of the figure of same noises: the run, its steps, its likeness."""
+    name, steps = key.split("/")
+    words = f"{short(name)}, {steps} step{'s' * (steps != '1')}"
+    row = results.structure.get(key)
+    return words + (f"\n{row['paired'] / row['shuffled']:.2f}" if row else "")
+
+
+def figure_same_noise(results: Results) -> viz.plt.Figure:
+    """Draw the same noises through the teacher, CD, CT in 1 and 2 steps, and BOOT."""
+    cd = results.first(CD)
+    keys = [f"{cd}/1", "ct-small/1", "ct-small/2", "boot-small/1"]
+    named = [(f"{TEACHER}/heun35", "teacher, 35 NFE")]
+    rows = rows_of(results, named + [(key, with_ratio(results, key)) for key in keys])
+    return figure_rows(rows)
+
+
+def with_distance(value: float | None, words: str) -> str:
+    """Return `words`, and the distance `value` if it is known."""
+    return words + (f"\ndistance {value:.0f}" if value else "")
+
+
+def figure_ddim(results: Results) -> viz.plt.Figure:
+    """Draw DDIM with 50, 10 and 1 steps, and one-step students, from the same noises."""
+    cd = results.first(CD)
+    named = [
+        (
+            f"{TEACHER}/ddim{nfe}",
+            with_distance(results.on_curve(TEACHER, "ddim", nfe).get("frechet"), f"DDIM, {nfe}"),
+        )
+        for nfe in (50, 10, 1)
+    ]
+    for name in ("boot-small", cd):
+        named.append((f"{name}/1", with_distance(results.score(name), f"{short(name)}, 1")))
+    rows = rows_of(results, named)
+    return figure_rows(rows)
+
+
+def figure_classes(results: Results) -> viz.plt.Figure:
+    """Draw the shares of the classes: images as grey bars, teacher and students as marks."""
+    figure, axis = viz.plt.subplots(figsize=(8, 2.8), layout="constrained")
+    place = np.arange(len(CLASSES))
+    if "real" in results.coverage:
+        real = results.coverage["real"]
+        axis.bar(place, real["shares"], color=viz.COLORS["data"], alpha=0.4, label="images")
+    keys = [key for key in results.coverage if key != "real"]
+    for index, key in enumerate(keys):
+        name, steps = key.split("/")
+        shift = (index - (len(keys) - 1) / 2) * 0.7 / max(len(keys), 1)
+        style = style_of(name) | {
+            "linestyle": "none",
+            "fillstyle": "none" if steps == "2" else "full",
+        }
+        style["label"] = f"{short(name)}, {steps} ({entropy_of(results.coverage[key]):.3f})"
+        axis.plot(place + shift, results.coverage[key]["shares"], **style)
+    axis.set_xticks(place, CLASSES, fontsize=7)
+    axis.set(
+        ylabel="share", title="shares of the classes by a linear probe (entropy; even is 2.303)"
+    )
+    axis.legend(fontsize=6, ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def figure_pair(results: Results) -> viz.plt.Figure:
+    """Draw 48 noises through the teacher and through the best one-step student, side by side."""
+    name = results.first(CD)
+    figure, axes = viz.plt.subplots(1, 2, figsize=(8, 3.3), layout="constrained")
+    named = [("teacher, 35 evaluations", TEACHER, "heun35"), ("student, 1 evaluation", name, "1")]
+    for axis, (words, name, how) in zip(axes, named):
+        value = results.score(name)
+        words += f": Fréchet distance {value:.1f}" if value else ""
+        show_images(axis, pixels(results.gallery[f"{name}/{how}"]), words)
+    return figure
+
+
+def has_images(results: Results, *keys: str) -> bool:
+    """Return whether the gallery has all `keys`; "CD" stands for our CD student."""
+    return all(key.replace("CD", results.first(CD)) in results.gallery for key in keys)
+
+
+FIGURES = {  # file -> (what draws it, whether it can be drawn, what it shows)
+    "quality": (
+        figure_quality,
+        lambda results: results.curves,
+        "Quality against the number of network evaluations",
+    ),
+    "learning": (
+        figure_learning,
+        lambda results: any(run["metrics"] for run in results.runs.values()),
+        "Learning curves: one-step distance, and losses",
+    ),
+    "same_noise": (
+        figure_same_noise,
+        lambda results: has_images(results, f"{TEACHER}/heun35"),
+        "The same noises (the slides' figure 5); the number is the distance from the teacher's "
+        "image over that of another noise's",
+    ),
+    "ddim": (
+        figure_ddim,
+        lambda results: has_images(results, f"{TEACHER}/ddim50"),
+        "DDIM with 50, 10 and 1 steps, and one-step students (BOOT's figure 6)",
+    ),
+    "classes": (figure_classes, lambda results: results.coverage, "Shares of the classes"),
+    "pair": (
+        figure_pair,
+        lambda results: has_images(results, f"{TEACHER}/heun35", "CD/1"),
+        "The teacher and the best one-step student, from the same noises",
+    ),
+}
+
+
+def drawable(results: Results) -> list[str]:
+    """Return the names of the figures for which there are results."""
+    return [
+        name for name, (_, has_what_it_needs, _) in FIGURES.items() if has_what_it_needs(results)
+    ]
+
+
+def draw_all(results: Results, folder: Path) -> list[Path]:
+    """Draw all figures for which there are results into `folder`; return their files."""
+    viz.use_style()
+    return [
+        viz.save_figure(FIGURES[name][0](results), folder / f"cifar10_{name}.png")
+        for name in drawable(results)
+    ]
+
+
+# ------------------------------------------------------------------------------------ the README
+def picture(results: Results, name: str) -> str:
+    """Return the Markdown of the figure `name`; nothing if there is none."""
+    words = FIGURES[name][2]
+    return f"![{words}](../../images/cifar10_{name}.png)" if name in drawable(results) else ""
+
+
+def readme(results: Results) -> str:
+    """Return the README of the results."""
+    parts = [
+        "# CIFAR-10 in minutes of one GPU",
+        "Written by `python benchmarks/cifar10_tables.py` from the files in this folder; nothing is "
+        "typed. The data are CIFAR-10 as lossy JPEGs, the distance is not FID: read *the card* "
+        "before any number.",
+        "## Quality",
+        quality(results),
+        "*Fréchet distance*: lower is better, and that of images which no training saw is the floor. "
+        "*x teacher*: over the distance of the teacher with the same network. *Precision*: how many "
+        "samples look like images; *recall*: how many images are near a sample. *Images M*: shown in "
+        "training, in millions. NFE: network evaluations a sample. Fewer *samples* make a distance "
+        "larger.",
+        picture(results, "pair"),
+        "### The card",
+        card(results),
+        "## Quality against NFE",
+        picture(results, "quality"),
+        quality_against_nfe(results),
+        "## Learning",
+        picture(results, "learning"),
+        "## The slides' table 1 beside ours",
+        slides_table_1(results),
+        "Inception scores are not here (the judge has no classes).",
+        "## The slides' table 2 beside ours",
+        "Distance over the teacher's (EDM's on the same data), precision, recall:",
+        slides_table_2(results),
+        "### Why the ratios differ",
+        why_different(results),
+        "## Samples per second",
+        "BOOT's table: FID and images per second as the slides print them, and ours:",
+        slides_speed_table(results),
+        speed_table(results),
+        picture(results, "ddim"),
+        "## The same noise",
+        "Root mean square distance, over all pixels in [-1, 1], between a student's image and the "
+        "teacher's (Heun, 35 NFE) from the same noise, and from another noise:",
+        structure_table(results),
+        picture(results, "same_noise"),
+        "## Which classes are drawn",
+        f"Shares of the classes, in %, by a linear probe on the judge's features{probe(results)}:",
+        coverage_table(results),
+        picture(results, "classes"),
+        "## Commands",
+        commands(results) or "No run is here.",
+        "The data are a tar of class folders with JPEGs of CIFAR-10 (`--data cifar10` takes the "
+        "lossless set from torchvision). A job's minutes may have been shortened so that all fitted "
+        "into one sitting: the seconds in the table are those that the run took. The tables and "
+        "pictures: `python benchmarks/cifar10_tables.py`.",
+        "## What was not run",
+        "\n".join(f"- {line}" for line in not_run(results)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def probe(results: Results) -> str:
+    """Return how good the linear probe is, in words."""
+    accuracy = results.coverage.get("real", {}).get("accuracy")
+    return f" (right for {accuracy:.1%} of held-out images)" if accuracy else ""
+
+
+def main() -> int:
+    """Write the README and the pictures, or check the README."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "cifar10")
+    parser.add_argument("--images", type=Path, default=ROOT / "images")
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    results = read_results(args.results)
+    path, text = args.results / "README.md", readme(results)
+    if args.check:
+        return int(not path.exists() or path.read_text(encoding="utf-8") != text)
+    args.results.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    for file in [path, *draw_all(results, args.images)]:
+        print(file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
