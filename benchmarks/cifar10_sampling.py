@@ -114,7 +114,7 @@ def coverage(bench, runs, judge):
         rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:10_000]
         batches = images.images[rows].split(BATCH)
         seen[split], labels[split] = (
-            features(judge, batches),
+            features(judge, batches, bench.args.device),
             images.labels[rows].to(bench.args.device),
         )
     classes = len(sets["train"].classes)
