@@ -12,6 +12,7 @@ SLIDES, IMAGENET_AND_LSUN and BOOT_TABLE are quotations from the slides.
 import argparse
 import dataclasses
 import json
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,8 +145,8 @@ class Results:
     def speed(self, name: str, sampler: str, nfe: int) -> float | None:
         """Return the images per second of `name`, or None."""
         for row in self.speeds.get("rows", []):
-            same = sampler in ("", row["sampler"])
-            if row["run"] == name and row["nfe"] == nfe and same:
+            same = (name_of(row["run"]), row["nfe"]) == (name, nfe)
+            if same and sampler in ("", sampler_of(row)):
                 return row["images_per_second"]
         return None
 
@@ -180,6 +181,24 @@ def read_results(folder: str | Path = ROOT / "results" / "cifar10") -> Results:
         run["metrics"] = read_lines(folder / name / "metrics.jsonl")
         results.runs[name] = run
     return results
+
+
+def name_of(key: str) -> str:
+    """Return the run's name in a key like "ct-small/1"."""
+    return key.split("/")[0]
+
+
+def way_of(key: str) -> str:
+    """Return how the run in a key like "ct-small/1" or "teacher-small/ddim50" samples, in words."""
+    way = key.split("/")[1]
+    steps = f"{way} step{'s' * (way != '1')}"
+    return steps if way.isdigit() else re.sub(r"heun(\d+)", r"\1 NFE", way).replace("ddim", "DDIM ")
+
+
+def sampler_of(row: dict) -> str:
+    """Return the sampler of a `row` of speeds.json: "heun", "ddim", or nothing for a student."""
+    way = row.get("sampler") or row["run"].split("/")[-1]
+    return next((name for name in ("heun", "ddim") if name in way), "")
 
 
 def network_of(run: dict, name: str) -> str:
@@ -302,11 +321,24 @@ def quality_against_nfe(results: Results) -> str:
     return table(head, rows) if rows else "Not run."
 
 
-def ours_beside(results: Results, name: str, sampler: str, nfe: int) -> tuple[float | None, str]:
-    """Return our distance beside a row of the slides, and what it is of."""
+def ours_beside(
+    results: Results, name: str, sampler: str, nfe: int
+) -> tuple[float | None, float | None, str]:
+    """Return our distance beside a row of the slides, over the teacher's, and what it is of.
+
+    DDIM's has the samples of its curve, and so has the teacher's under it.
+    """
     if sampler == "ddim":
-        return results.on_curve(name, sampler, nfe).get("frechet"), f"{name}, DDIM"
-    return results.score(name, 1 if sampler == "heun" else nfe), name
+        value = results.on_curve(name, sampler, nfe).get("frechet")
+        whole = results.on_curve(name, "heun", 35).get("frechet")
+        return value, value / whole if value and whole else None, f"`{name}`, DDIM"
+    value = results.score(name, 1 if sampler == "heun" else nfe)
+    return value, results.ratio(name, value), f"`{name}`"
+
+
+def why_none(results: Results, name: str) -> str:
+    """Return why there is no number of the run `name`."""
+    return "not measured" if name in results.runs else "not run"
 
 
 def slides_table_1(results: Results) -> str:
@@ -314,12 +346,9 @@ def slides_table_1(results: Results) -> str:
     rows = []
     for method, nfe, fid, names, sampler in SLIDES:
         name = results.first(names)
-        value, what = ours_beside(results, name, sampler, nfe)
-        ratio = number(results.ratio(name, value), ".2f")
-        ours = [number(value), ratio, f"`{what}`"] if value else ["not run", "–", f"`{what}`"]
-        rows.append(
-            [method, str(nfe), number(fid, ".2f"), number(fid / SLIDES[0][2], ".2f"), *ours]
-        )
+        value, ratio, what = ours_beside(results, name, sampler, nfe)
+        ours = [number(value) if value else why_none(results, name), number(ratio, ".2f"), what]
+        rows.append([method, str(nfe), f"{fid:.2f}", f"{fid / SLIDES[0][2]:.2f}", *ours])
     head = "slides' method,NFE,FID,x EDM's,ours: Fréchet distance,x teacher's,run"
     return table(head.split(","), rows)
 
@@ -335,9 +364,8 @@ def slides_table_2(results: Results) -> str:
         value = results.score(name, steps)
         near = [results.score(name, steps, key) for key in ("precision", "recall")]
         parts = [number(v, ".2f") for v in (results.ratio(name, value), *near)]
-        rows.append(
-            [method, str(nfe), *cells, ", ".join(parts) if value else "not run", f"`{name}`"]
-        )
+        ours = ", ".join(parts) if value else why_none(results, name)
+        rows.append([method, str(nfe), *cells, ours, f"`{name}`"])
     head = "method,NFE,ImageNet 64,LSUN bedroom 256,LSUN cat 256,ours: CIFAR-10 (JPEG),run"
     return table(head.split(","), rows)
 
@@ -347,10 +375,10 @@ def slides_speed_table(results: Results) -> str:
     rows = []
     for method, nfe, published, name, sampler in BOOT_TABLE:
         cells = [f"{fid:g}, {fps:g}" for fid, fps in published]
-        value, what = ours_beside(results, name, sampler, nfe)
-        speed = results.speed(name, sampler, nfe)
-        ours = [number(value), number(speed, ",.0f")] if value or speed else ["not run", "–"]
-        rows.append([method, str(nfe), *cells, *ours, f"`{what}`"])
+        value, _, what = ours_beside(results, name, sampler, nfe)
+        ours = number(value) if value else why_none(results, name)
+        speed = number(results.speed(name, sampler, nfe), ",.0f")
+        rows.append([method, str(nfe), *cells, ours, speed, what])
     head = "method,NFE,FFHQ 64,LSUN 256,ImageNet 64,ours: Fréchet distance,ours: images/s,run"
     return table(head.split(","), rows)
 
@@ -361,39 +389,48 @@ def speed_table(results: Results) -> str:
     if not rows:
         return "Not run."
     cells = [
-        [title(r["run"]), r["sampler"], str(r["nfe"]), f"{r['images_per_second']:,.0f}"]
-        for r in rows
+        [title(name_of(r["run"])), str(r["nfe"]), f"{r['images_per_second']:,.0f}"] for r in rows
     ]
     made = f"On one {results.speeds['device']}, batches of {results.speeds['batch']:,}:"
-    return f"{made}\n\n{table(['run', 'sampler', 'NFE', 'images/s'], cells)}"
+    return f"{made}\n\n{table(['run', 'NFE', 'images/s'], cells)}"
 
 
 def structure_table(results: Results) -> str:
     """Return the table of distances from the teacher's image: same noise, another noise."""
     rows = [
-        [title(name_of(key)), key.split("/")[1], *(f"{row[k]:.3f}" for k in ("paired", "shuffled"))]
+        [f"{title(name_of(key))}, {way_of(key)}", f"{row['paired']:.3f}", f"{row['shuffled']:.3f}"]
         + [f"{row['paired'] / row['shuffled']:.2f}", f"{row['count']:,}"]
-        for key, row in results.structure.items()
+        for key, row in likenesses(results).items()
     ]
-    head = ["run", "steps", "same noise", "another noise", "ratio", "images"]
+    head = ["samples", "same noise", "another noise", "ratio", "images"]
     return table(head, rows) if rows else "Not run."
 
 
-def name_of(key: str) -> str:
-    """Return the run's name in a key like "ct-small/1"."""
-    return key.split("/")[0]
+def likenesses(results: Results) -> dict[str, dict]:
+    """Return the rows of structure.json, without that of the teacher against itself."""
+    return {key: row for key, row in results.structure.items() if "/" in key and row["paired"]}
+
+
+def likeness(results: Results, key: str) -> float | None:
+    """Return the distance at the same noise over that at another noise, or None."""
+    row = likenesses(results).get(key)
+    return row["paired"] / row["shuffled"] if row else None
+
+
+def shares(results: Results) -> dict[str, dict]:
+    """Return the rows of coverage.json: of images ("real") and of runs."""
+    return {k: row for k, row in results.coverage.items() if k == "real" or "/" in k}
 
 
 def coverage_table(results: Results) -> str:
     """Return the table of the classes' shares."""
     rows = []
-    for key, row in results.coverage.items():
-        shares = [f"{100 * share:.1f}" for share in row["shares"]]
-        name = (
-            "images (all alike)" if key == "real" else f"{title(name_of(key))}, {key.split('/')[1]}"
-        )
-        rows.append([name, *shares, f"{entropy_of(row):.3f}", f"{min(row['shares']):.1%}"])
-    head = ["run, steps", *CLASSES, "entropy, nats", "rarest"]
+    for key, row in shares(results).items():
+        parts = [f"{100 * share:.1f}" for share in row["shares"]]
+        is_real = key == "real"
+        name = "held-out images" if is_real else f"{title(name_of(key))}, {way_of(key)}"
+        rows.append([name, *parts, f"{entropy_of(row):.3f}"])
+    head = ["samples", *CLASSES, "entropy"]
     return table(head, rows) if rows else "Not run."
 
 
@@ -521,7 +558,7 @@ def figure_quality(results: Results) -> viz.plt.Figure:
                 style |= {"label": f"{short(name)}, {sampler}", "linestyle": line}
             axis.plot([r["nfe"] for r in rows], [r["frechet"] for r in rows], **style)
     for name, run in results.runs.items():
-        if name not in results.curves and role_of(name) == "student" and run["scores"]:
+        if not results.curves.get(name) and role_of(name) == "student" and run["scores"]:
             places = [nfe_of(run, int(steps)) for steps in run["scores"]]
             values = [row["frechet"] for row in run["scores"].values()]
             axis.plot(places, values, **style_of(name) | {"linewidth": 0.8})
@@ -604,10 +641,8 @@ def rows_of(results: Results, keys: list[tuple[str, str]]) -> list[tuple[str, np
 
 def with_ratio(results: Results, key: str) -> str:
     """Return the title of a row of the figure of same noises: the run, its steps, its likeness."""
-    name, steps = key.split("/")
-    words = f"{short(name)}, {steps} step{'s' * (steps != '1')}"
-    row = results.structure.get(key)
-    return words + (f"\n{row['paired'] / row['shuffled']:.2f}" if row else "")
+    ratio = likeness(results, key)
+    return f"{short(name_of(key))}, {way_of(key)}" + (f"\n{ratio:.2f}" if ratio else "")
 
 
 def figure_same_noise(results: Results) -> viz.plt.Figure:
@@ -644,19 +679,16 @@ def figure_classes(results: Results) -> viz.plt.Figure:
     """Draw the shares of the classes: images as grey bars, teacher and students as marks."""
     figure, axis = viz.plt.subplots(figsize=(8, 2.8), layout="constrained")
     place = np.arange(len(CLASSES))
-    if "real" in results.coverage:
-        real = results.coverage["real"]
-        axis.bar(place, real["shares"], color=viz.COLORS["data"], alpha=0.4, label="images")
-    keys = [key for key in results.coverage if key != "real"]
-    for index, key in enumerate(keys):
-        name, steps = key.split("/")
-        shift = (index - (len(keys) - 1) / 2) * 0.7 / max(len(keys), 1)
-        style = style_of(name) | {
-            "linestyle": "none",
-            "fillstyle": "none" if steps == "2" else "full",
-        }
-        style["label"] = f"{short(name)}, {steps} ({entropy_of(results.coverage[key]):.3f})"
-        axis.plot(place + shift, results.coverage[key]["shares"], **style)
+    rows = shares(results)
+    if "real" in rows:
+        bars = {"color": viz.COLORS["data"], "alpha": 0.4, "label": "held-out images"}
+        axis.bar(place, rows.pop("real")["shares"], **bars)
+    for index, (key, row) in enumerate(rows.items()):
+        shift = (index - (len(rows) - 1) / 2) * 0.7 / max(len(rows), 1)
+        style = style_of(name_of(key)) | {"linestyle": "none"}
+        style["fillstyle"] = "none" if key.endswith("/2") else "full"
+        style["label"] = f"{short(name_of(key))}, {way_of(key)} ({entropy_of(row):.3f})"
+        axis.plot(place + shift, row["shares"], **style)
     axis.set_xticks(place, CLASSES, fontsize=7)
     axis.set(
         ylabel="share", title="shares of the classes by a linear probe (entropy; even is 2.303)"
@@ -685,7 +717,7 @@ def has_images(results: Results, *keys: str) -> bool:
 FIGURES = {  # file -> (what draws it, whether it can be drawn, what it shows)
     "quality": (
         figure_quality,
-        lambda results: results.curves,
+        lambda results: any(results.curves.values()),
         "Quality against the number of network evaluations",
     ),
     "learning": (
@@ -704,7 +736,7 @@ FIGURES = {  # file -> (what draws it, whether it can be drawn, what it shows)
         lambda results: has_images(results, f"{TEACHER}/ddim50"),
         "DDIM with 50, 10 and 1 steps, and one-step students (BOOT's figure 6)",
     ),
-    "classes": (figure_classes, lambda results: results.coverage, "Shares of the classes"),
+    "classes": (figure_classes, lambda results: shares(results), "Shares of the classes"),
     "pair": (
         figure_pair,
         lambda results: has_images(results, f"{TEACHER}/heun35", "CD/1"),

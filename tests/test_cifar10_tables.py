@@ -79,33 +79,32 @@ def make_results(folder):
     for name, distances in DISTANCES.items():
         make_run(folder, name, distances)
     write(folder / "floor.json", {"frechet": 1.23, "precision": 0.8, "recall": 0.8, "card": CARD})
-    curves = {"teacher-small": [], "best-small": []}
+    curves = {"teacher-small": [], "best-small": [], "ct-small": []}
     for nfe in (1, 10, 20, 50):
-        row = {"sampler": "ddim", "nfe": nfe, "levels": [1.0] * nfe, "samples": 10_000}
+        row = {"sampler": "ddim", "nfe": nfe, "samples": 10_000}
         curves["teacher-small"].append({**row, "frechet": 10 + 300 / nfe})
     for nfe in (5, 11, 35):
-        row = {"sampler": "heun", "nfe": nfe, "levels": [1.0] * 18, "samples": 10_000}
+        row = {"sampler": "heun", "nfe": nfe, "samples": 10_000}
         curves["teacher-small"].append({**row, "frechet": 9 + 400 / nfe**2})
     for nfe in (1, 2, 4):
         row = {"sampler": "consistency", "nfe": nfe, "levels": [80, 0.8], "samples": 10_000}
         curves["best-small"].append({**row, "frechet": 14 + 13 / nfe})
     write(folder / "curves.json", curves)
-    speeds = [("teacher-small", "heun", 35), ("teacher-small", "ddim", 50)]
-    speeds += [("teacher-small", "ddim", 10), ("best-small", "consistency", 1)]
-    rows = [
-        {"run": run, "sampler": sampler, "nfe": nfe, "images_per_second": 30_000 / nfe}
-        for run, sampler, nfe in speeds
-    ]
+    speeds = [("teacher-small/heun35", 35), ("best-small/1", 1), ("best-small/2", 2)]
+    rows = [{"run": run, "nfe": nfe, "images_per_second": 30_000 / nfe} for run, nfe in speeds]
     write(folder / "speeds.json", {"device": "a GPU", "batch": 1000, "rows": rows})
     students = [f"{name}/1" for name in list(DISTANCES)[1:6]] + ["ct-small/2"]
-    rows = {key: {"paired": 0.2, "shuffled": 0.5, "count": 1000} for key in students}
-    write(folder / "structure.json", rows)
+    teachers = [f"teacher-small/{way}" for way in ("heun35", "ddim50", "ddim10", "ddim1")]
+    rows = {k: {"paired": 0.2, "shuffled": 0.5, "count": 1000} for k in students + teachers[1:]}
+    rows |= {teachers[0]: {"paired": 0.0, "shuffled": 0.5, "count": 1000}}
+    write(folder / "structure.json", {**rows, "teacher": teachers[0]})
     shares = [0.1 + 0.01 * (-1) ** k for k in range(10)]
-    rows = {key: {"shares": shares, "entropy": 2.29} for key in ["teacher-small/1", *students]}
-    write(folder / "coverage.json", {"real": {"accuracy": 0.9, "shares": [0.1] * 10}, **rows})
+    rows = {key: {"shares": shares, "entropy": 2.29} for key in [teachers[0], *students]}
+    rows |= {"real": {"accuracy": 0.9, "shares": [0.1] * 10}, "classes": tables.CLASSES}
+    write(folder / "coverage.json", rows)
     dice, keys = np.random.default_rng(0), [f"{n}/1" for n in DISTANCES if "teacher" not in n]
     keys += ["best-small/2", "ct-small/2"]
-    keys += [f"teacher-small/{sampler}" for sampler in ("heun35", "ddim50", "ddim10", "ddim1")]
+    keys += teachers
     images = {key: dice.integers(0, 255, (48, 3, 32, 32), dtype=np.uint8) for key in keys}
     np.savez(folder / "gallery.npz", **images)
 
@@ -141,7 +140,7 @@ def test_the_slides_table_1_stands_beside_ours(full):
     assert rows["CD", "2"][3:6] == ["1.44", "18.0", "2.00"]
     assert rows["CT", "1"][2:6] == ["8.70", "4.26", "54.0", "6.00"]
     assert rows["PD", "2"][4] == "30.0"
-    assert rows["DDIM", "10"][4:] == ["40.0", "4.44", "`teacher-small, DDIM`"]
+    assert rows["DDIM", "10"][4:] == ["40.0", "4.29", "`teacher-small`, DDIM"]
     assert rows["EDM, Heun", "35"][4:6] == ["9.0", "1.00"]
 
 
@@ -151,8 +150,19 @@ def test_the_slides_table_2_and_speeds_stand_beside_ours(full):
     assert rows["CD", "1"][2] == "2.54, 0.68, 0.63" and rows["CD", "1"][5] == "3.00, 0.70, 0.40"
     assert rows["EDM", "79"][5] == "1.00, 0.70, 0.40"
     rows = {(r[0], r[1]): r for r in rows_of(tables.slides_speed_table(results))}
-    assert rows["DDIM", "50"][5:7] == ["16.0", "600"]
-    assert rows["DDIM", "1"][6] == "–" and rows["BOOT", "1"][5:7] == ["63.0", "–"]
+    assert rows["DDIM", "50"][5:7] == ["16.0", "–"] and rows["BOOT", "1"][5:7] == ["63.0", "–"]
+    assert results.speed("teacher-small", "heun", 35) == pytest.approx(30_000 / 35)
+    assert results.speed("best-small", "", 2) == 15_000
+    assert results.speed("best-small", "", 4) is None
+
+
+def test_likeness_and_shares_leave_out_what_is_no_row(full):
+    results = tables.read_results(full)
+    assert tables.likeness(results, "ct-small/1") == pytest.approx(0.4)
+    assert tables.likeness(results, "teacher-small/heun35") is None
+    assert [row[0] for row in rows_of(tables.structure_table(results))][-1].endswith("DDIM 1")
+    rows = rows_of(tables.coverage_table(results))
+    assert {"held-out images", "teacher (EDM), 35 NFE", "CT, 2 steps"} <= {row[0] for row in rows}
 
 
 def test_published_numbers_are_the_slides():
