@@ -31,11 +31,12 @@ ROOT = Path(__file__).resolve().parents[1]
 TEACHER = "teacher-small"
 CD = "best-small cd-small-vgg cd-small-huber"  # our CD is the first of them that was scored
 
+HED = "VGG16 (HED) perceptual distance, unweighted"
 TITLES = {  # the planned runs, in the order of the tables
     "teacher-small": "teacher (EDM)",
     "best-small": "CD, the longest run",
     "cd-small-huber": "CD, pseudo-Huber",
-    "cd-small-vgg": "CD, VGG16 (HED) perceptual distance, unweighted",
+    "cd-small-vgg": f"CD, {HED}",
     "ct-small": "CT",
     "boot-small": "BOOT",
     "direct-small": "direct distillation",
@@ -63,6 +64,7 @@ FILES = {  # what else is read, and what it is for
     "coverage.json": "shares of the classes",
     "gallery.npz": "the pictures of the same noises",
 }
+SIDE = 32  # pixels
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 
 # slides, table 1: CIFAR-10, FID; the run of ours, and the sampler in curves.json if it is not its own
@@ -206,9 +208,20 @@ def network_of(run: dict, name: str) -> str:
     return run.get("recipe", {}).get("network") or ("mini" if "mini" in name else "small")
 
 
-def title(name: str) -> str:
-    """Return what the run `name` is."""
-    return TITLES.get(name, name)
+def distance_in_words(recipe: dict) -> str:
+    """Return what the distance in the loss of `recipe` is called; nothing for a teacher."""
+    kind = recipe.get("distance", "") if recipe.get("method") != "teacher" else ""
+    if kind == "lpips" and recipe.get("backbone"):
+        return HED if "hed" in Path(recipe["backbone"]).name else "VGG16 perceptual distance"
+    words = {"pseudo_huber": "pseudo-Huber", "squared_l2": "squared l2", "lpips": "LPIPS"}
+    return words.get(kind, "the judge's own features" if kind == "efficientnet" else kind)
+
+
+def title(results: Results, name: str) -> str:
+    """Return what the run `name` is, with the distance of its loss if it is a consistency model."""
+    words, recipe = TITLES.get(name, name), results.runs.get(name, {}).get("recipe", {})
+    distance = distance_in_words(recipe) if recipe.get("method") in ("cd", "ct") else ""
+    return f"{words}, {distance}" if distance and distance not in words else words
 
 
 def number(value: float | None, form: str = ".1f") -> str:
@@ -264,7 +277,7 @@ def quality_row(results: Results, name: str, steps: int) -> list[str]:
     value = results.score(name, steps)
     samples = run["scores"][str(steps)].get("card", {}).get("samples")
     return [
-        title(name),
+        title(results, name),
         f"`{name}`",
         str(nfe_of(run, steps)),
         f"**{number(value)}**",
@@ -305,6 +318,11 @@ def card(results: Results) -> str:
     ):
         known = sorted(str(value) for value in values if value is not None)
         lines += [f"- **{name}**: {', '.join(known)}"] if known else []
+    if any("own" in distance_in_words(run.get("recipe", {})) for run in runs):
+        lines.append(
+            "- **leak**: a loss that looks through the judge's own features is flattered by it "
+            "([chapter 15](../../nbs/15_evaluation.ipynb))"
+        )
     return "\n".join(lines) or "No run has been scored."
 
 
@@ -315,7 +333,7 @@ def quality_against_nfe(results: Results) -> str:
         for row in sorted(curve, key=lambda r: (r["sampler"], r["nfe"])):
             levels = row.get("levels") or []
             places = ", ".join(f"{level:.3g}" for level in levels) if len(levels) <= 8 else "grid"
-            cells = [title(name), row["sampler"], str(row["nfe"]), number(row["frechet"])]
+            cells = [title(results, name), row["sampler"], str(row["nfe"]), number(row["frechet"])]
             rows.append([*cells, f"{row['samples']:,}", places or "–"])
     head = ["run", "sampler", "NFE", "Fréchet distance", "samples", "noise levels"]
     return table(head, rows) if rows else "Not run."
@@ -389,7 +407,8 @@ def speed_table(results: Results) -> str:
     if not rows:
         return "Not run."
     cells = [
-        [title(name_of(r["run"])), str(r["nfe"]), f"{r['images_per_second']:,.0f}"] for r in rows
+        [title(results, name_of(r["run"])), str(r["nfe"]), f"{r['images_per_second']:,.0f}"]
+        for r in rows
     ]
     made = f"On one {results.speeds['device']}, batches of {results.speeds['batch']:,}:"
     return f"{made}\n\n{table(['run', 'NFE', 'images/s'], cells)}"
@@ -398,7 +417,11 @@ def speed_table(results: Results) -> str:
 def structure_table(results: Results) -> str:
     """Return the table of distances from the teacher's image: same noise, another noise."""
     rows = [
-        [f"{title(name_of(key))}, {way_of(key)}", f"{row['paired']:.3f}", f"{row['shuffled']:.3f}"]
+        [
+            f"{title(results, name_of(key))}, {way_of(key)}",
+            f"{row['paired']:.3f}",
+            f"{row['shuffled']:.3f}",
+        ]
         + [f"{row['paired'] / row['shuffled']:.2f}", f"{row['count']:,}"]
         for key, row in likenesses(results).items()
     ]
@@ -428,7 +451,7 @@ def coverage_table(results: Results) -> str:
     for key, row in shares(results).items():
         parts = [f"{100 * share:.1f}" for share in row["shares"]]
         is_real = key == "real"
-        name = "held-out images" if is_real else f"{title(name_of(key))}, {way_of(key)}"
+        name = "held-out images" if is_real else f"{title(results, name_of(key))}, {way_of(key)}"
         rows.append([name, *parts, f"{entropy_of(row):.3f}"])
     head = ["samples", *CLASSES, "entropy"]
     return table(head, rows) if rows else "Not run."
@@ -441,13 +464,26 @@ def entropy_of(row: dict) -> float:
     return row.get("entropy", float(-(shares * np.log(shares)).sum()))
 
 
-def commands(results: Results) -> str:
-    """Return the commands that make the runs, one a run."""
-    lines = [
-        f"    {results.commands.get(name) or command(run, name)}"
-        for name, run in results.runs.items()
+def commands_of(results: Results, *names: str) -> list[str]:
+    """Return the commands that make the runs `names`, or all, as far as they are there."""
+    runs = {name: run for name, run in results.runs.items() if name in (names or results.runs)}
+    return [results.commands.get(name) or command(run, name) for name, run in runs.items()]
+
+
+def cost(results: Results) -> str:
+    """Return what the teacher and our CD student cost, in a sentence."""
+    names = [name for name in (TEACHER, results.first(CD)) if name in results.runs]
+    runs = [results.runs[name] for name in names]
+    if not runs:
+        return "Neither the teacher nor a student was run."
+    parts = [
+        f"`{name}` {run['seconds'] / 60:.1f} minutes of one {run['device']} "
+        f"({run['steps']:,} steps, {images_seen(run) / 1e6:.1f} M images)"
+        for name, run in zip(names, runs)
     ]
-    return "\n".join(lines)
+    whole = sum(run["seconds"] for run in runs) / 60
+    total = f"; {whole:.1f} minutes in all" if len(runs) > 1 else ""
+    return f"Training took {' and '.join(parts)}{total}, without loading and compiling:"
 
 
 def command(run: dict, name: str) -> str:
@@ -457,6 +493,7 @@ def command(run: dict, name: str) -> str:
     known = dataclasses.asdict(base) if base else {}
     free = ("name", "about", "data", "source", "method")
     changed = {k: v for k, v in recipe.items() if k not in free and v != known.get(k)}
+    changed |= {k: Path(v).name for k, v in changed.items() if k == "backbone"}
     extra = {"teacher": f"teacher-{recipe['network']}"} if recipe["method"] in NEEDS_TEACHER else {}
     extra |= {"seed": run["seed"]} if run["seed"] else {}
     words = ",".join([recipe["name"], *(f"{k}={v}" for k, v in {**changed, **extra}.items())])
@@ -469,9 +506,9 @@ def not_run(results: Results) -> list[str]:
     lines = []
     for name in TITLES:
         if name not in results.runs:
-            lines.append(f"`{name}` ({title(name)}) was not run.")
+            lines.append(f"`{name}` ({title(results, name)}) was not run.")
         elif not results.runs[name]["scores"]:
-            lines.append(f"`{name}` ({title(name)}) was trained, and not scored.")
+            lines.append(f"`{name}` ({title(results, name)}) was trained, and not scored.")
     for name, purpose in FILES.items():
         if not (results.folder / name).exists():
             lines.append(f"`{name}` is missing: {purpose} was not measured.")
@@ -624,13 +661,26 @@ def pixels(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).float() / 127.5 - 1
 
 
-def figure_rows(rows: list[tuple[str, np.ndarray]], count: int = 12) -> viz.plt.Figure:
+def image_axes(
+    size: tuple[int, int], places: list[tuple[int, int, int, int]]
+) -> tuple[viz.plt.Figure, list[viz.plt.Axes]]:
+    """Make a figure of `size` pixels with axes at `places`, each (left, bottom, width, height).
+
+    Images that fill their axes at twice their size stay crisp, and small as files.
+    """
+    figure = viz.plt.figure(figsize=(size[0] / 96, size[1] / 96), dpi=96)
+    parts = [(x / size[0], y / size[1], w / size[0], h / size[1]) for x, y, w, h in places]
+    return figure, [figure.add_axes(part) for part in parts]
+
+
+def figure_rows(rows: list[tuple[str, np.ndarray]], count: int) -> viz.plt.Figure:
     """Draw the first `count` images of each of `rows` (title, images) in a line of its own."""
-    figure, axes = viz.plt.subplots(len(rows), 1, figsize=(8, 0.56 * len(rows)), squeeze=False)
-    for axis, (label, images) in zip(axes[:, 0], rows):
+    label, side = 150, 2 * SIDE
+    places = [(label, 68 * k, side * count, side) for k in reversed(range(len(rows)))]
+    figure, axes = image_axes((label + side * count, 68 * len(rows) - 4), places)
+    for axis, (words, images) in zip(axes, rows):
         show_images(axis, pixels(images[:count]), columns=count)
-        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
-    figure.subplots_adjust(left=0.2, right=1, top=1, bottom=0, hspace=0.05)
+        axis.set_ylabel(words, rotation=0, ha="right", va="center", fontsize=8)
     return figure
 
 
@@ -645,13 +695,13 @@ def with_ratio(results: Results, key: str) -> str:
     return f"{short(name_of(key))}, {way_of(key)}" + (f"\n{ratio:.2f}" if ratio else "")
 
 
-def figure_same_noise(results: Results) -> viz.plt.Figure:
-    """Draw the same noises through the teacher, CD, CT in 1 and 2 steps, and BOOT."""
+def figure_same_noise(results: Results, count: int = 12) -> viz.plt.Figure:
+    """Draw `count` noises through the teacher, CD, CT in 1 and 2 steps, and BOOT."""
     cd = results.first(CD)
     keys = [f"{cd}/1", "ct-small/1", "ct-small/2", "boot-small/1"]
     named = [(f"{TEACHER}/heun35", "teacher, 35 NFE")]
     rows = rows_of(results, named + [(key, with_ratio(results, key)) for key in keys])
-    return figure_rows(rows)
+    return figure_rows(rows, count)
 
 
 def with_distance(value: float | None, words: str) -> str:
@@ -659,8 +709,8 @@ def with_distance(value: float | None, words: str) -> str:
     return words + (f"\ndistance {value:.0f}" if value else "")
 
 
-def figure_ddim(results: Results) -> viz.plt.Figure:
-    """Draw DDIM with 50, 10 and 1 steps, and one-step students, from the same noises."""
+def figure_ddim(results: Results, count: int = 12) -> viz.plt.Figure:
+    """Draw DDIM with 50, 10 and 1 steps, and one-step students, from `count` noises."""
     cd = results.first(CD)
     named = [
         (
@@ -672,7 +722,7 @@ def figure_ddim(results: Results) -> viz.plt.Figure:
     for name in ("boot-small", cd):
         named.append((f"{name}/1", with_distance(results.score(name), f"{short(name)}, 1")))
     rows = rows_of(results, named)
-    return figure_rows(rows)
+    return figure_rows(rows, count)
 
 
 def figure_classes(results: Results) -> viz.plt.Figure:
@@ -700,7 +750,9 @@ def figure_classes(results: Results) -> viz.plt.Figure:
 def figure_pair(results: Results) -> viz.plt.Figure:
     """Draw 48 noises through the teacher and through the best one-step student, side by side."""
     name = results.first(CD)
-    figure, axes = viz.plt.subplots(1, 2, figsize=(8, 3.3), layout="constrained")
+    wide, high = 16 * SIDE, 12 * SIDE
+    places = [(x, 0, wide, high) for x in (0, wide + 16)]
+    figure, axes = image_axes((2 * wide + 16, high + 24), places)
     named = [("teacher, 35 evaluations", TEACHER, "heun35"), ("student, 1 evaluation", name, "1")]
     for axis, (words, name, how) in zip(axes, named):
         value = results.score(name)
@@ -813,7 +865,7 @@ def readme(results: Results) -> str:
         coverage_table(results),
         picture(results, "classes"),
         "## Commands",
-        commands(results) or "No run is here.",
+        "\n".join(f"    {line}" for line in commands_of(results)) or "No run is here.",
         "The data are a tar of class folders with JPEGs of CIFAR-10 (`--data cifar10` takes the "
         "lossless set from torchvision). A job's minutes may have been shortened so that all fitted "
         "into one sitting: the seconds in the table are those that the run took. The tables and "

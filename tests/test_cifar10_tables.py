@@ -162,7 +162,9 @@ def test_likeness_and_shares_leave_out_what_is_no_row(full):
     assert tables.likeness(results, "teacher-small/heun35") is None
     assert [row[0] for row in rows_of(tables.structure_table(results))][-1].endswith("DDIM 1")
     rows = rows_of(tables.coverage_table(results))
-    assert {"held-out images", "teacher (EDM), 35 NFE", "CT, 2 steps"} <= {row[0] for row in rows}
+    assert {"held-out images", "teacher (EDM), 35 NFE", "CT, pseudo-Huber, 2 steps"} <= {
+        row[0] for row in rows
+    }
 
 
 def test_published_numbers_are_the_slides():
@@ -234,6 +236,16 @@ def test_commands_say_what_differs_from_the_recipe(full):
     assert "    as it was typed\n" in tables.readme(results)
 
 
+def test_the_cost_is_that_of_teacher_and_student(full, tmp_path):
+    results = tables.read_results(full)
+    assert "`teacher-small` 3.3 minutes" in tables.cost(results)
+    assert "`best-small` 3.3 minutes" in tables.cost(results) and "6.5 minutes" in tables.cost(
+        results
+    )
+    assert len(tables.commands_of(results, "teacher-small", "best-small", "nobody")) == 2
+    assert "Neither" in tables.cost(tables.read_results(tmp_path))
+
+
 def test_a_second_seed_is_a_run_of_its_own(full, tmp_path):
     folder = tmp_path / "results"
     shutil.copytree(full, folder)
@@ -245,6 +257,30 @@ def test_a_second_seed_is_a_run_of_its_own(full, tmp_path):
     assert "`best-small-seed1`" in text and "second seed" not in text and "seeds**: 0, 1" in text
     assert list(results.runs)[-1] == "best-small-seed1"
     assert "seed=1" in tables.command(results.runs["best-small-seed1"], "best-small-seed1")
+
+
+def test_the_distance_in_the_loss_is_named():
+    name = lambda **recipe: tables.distance_in_words({"method": "cd", **recipe})  # noqa: E731
+    assert name(distance="pseudo_huber") == "pseudo-Huber"
+    hed = name(distance="lpips", backbone="somewhere/vgg16-hed-fp16.safetensors")
+    assert hed == "VGG16 (HED) perceptual distance, unweighted"
+    assert name(distance="lpips") == "LPIPS" and name(distance="l1") == "l1"
+    assert "judge" in name(distance="efficientnet") and name(method="teacher") == ""
+
+
+def test_a_loss_through_the_judge_is_said_to_leak(full, tmp_path):
+    folder = tmp_path / "results"
+    shutil.copytree(full, folder)
+    assert "flattered" not in tables.readme(tables.read_results(folder))
+    run = json.loads((folder / "best-small" / "run.json").read_text())
+    write(
+        folder / "best-small" / "run.json",
+        run | {"recipe": run["recipe"] | {"distance": "efficientnet"}},
+    )
+    results = tables.read_results(folder)
+    assert "flattered" in tables.readme(results)
+    assert tables.title(results, "best-small") == "CD, the longest run, the judge's own features"
+    assert tables.title(results, "ct-small") == "CT, pseudo-Huber"
 
 
 def test_entropy_of_even_shares_is_largest():
