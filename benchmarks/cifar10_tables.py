@@ -56,6 +56,8 @@ SHORT = {
     "teacher-mini": "teacher, mini",
     "cd-mini": "CD, mini",
 }
+METHODS = {"cd": "CD", "ct": "CT", "boot": "BOOT", "teacher": "teacher (EDM)"}
+WEIGHTS = {"uniform": "weight 1", "root_gap": "weight 1/√gap"}
 FILES = {  # what else is read, and what it is for
     "floor.json": "the distance of held-out images",
     "curves.json": "quality against NFE",
@@ -132,7 +134,7 @@ class Results:
     speeds: dict = field(default_factory=dict)
     structure: dict = field(default_factory=dict)
     coverage: dict = field(default_factory=dict)
-    commands: dict = field(default_factory=dict)
+    commands: str = ""
     gallery: dict[str, np.ndarray] = field(default_factory=dict)
 
     def score(self, name: str, steps: int = 1, key: str = "frechet") -> float | None:
@@ -156,9 +158,21 @@ class Results:
         """Return the first of the blank-separated `names` that has scores, or the first."""
         return next((n for n in names.split() if self.score(n)), names.split()[0])
 
+    def job(self, name: str) -> str:
+        """Return the words of commands.txt that made the run `name`, as in ct-small=…; or ""."""
+        found = re.search(rf"^.*?\s({re.escape(name)}=\S+)", self.commands, re.M)
+        return found[1] if found else ""
+
+    def parents(self, name: str) -> dict[str, str]:
+        """Return the teacher of the run `name`, and the run from which it started if another."""
+        recipe = self.runs.get(name, {}).get("recipe", {})
+        network = recipe.get("network") or ("mini" if "mini" in name else "small")
+        found = dict(re.findall(r"[,](teacher|start)=([^,\s]+)", self.job(name)))
+        return {"teacher": f"teacher-{network}", **found}
+
     def teacher_of(self, name: str) -> str:
-        """Return the name of the teacher of the network of the run `name`."""
-        return f"teacher-{network_of(self.runs.get(name, {}), name)}"
+        """Return the name of the teacher of the run `name`: its own, or that of its network."""
+        return self.parents(name)["teacher"]
 
     def ratio(self, name: str, value: float | None) -> float | None:
         """Return the distance `value` over that of the teacher of the run `name`, or None."""
@@ -173,7 +187,9 @@ def read_results(folder: str | Path = ROOT / "results" / "cifar10") -> Results:
     kept = {k: found.get(k, {}) for k in ("floor", "curves", "speeds", "structure", "coverage")}
     path = folder / "gallery.npz"
     gallery = dict(np.load(path)) if path.exists() else {}
-    results = Results(folder, commands=found.get("commands", {}), gallery=gallery, **kept)
+    path = folder / "commands.txt"
+    typed = path.read_text(encoding="utf-8") if path.exists() else ""
+    results = Results(folder, commands=typed, gallery=gallery, **kept)
     names = {f.parent.name for f in folder.glob("*/run.json")}
     order = list(TITLES)
     for name in sorted(names, key=lambda n: (order.index(n) if n in order else len(order), n)):
@@ -203,11 +219,6 @@ def sampler_of(row: dict) -> str:
     return next((name for name in ("heun", "ddim") if name in way), "")
 
 
-def network_of(run: dict, name: str) -> str:
-    """Return the network of `run`, or what its `name` says of it."""
-    return run.get("recipe", {}).get("network") or ("mini" if "mini" in name else "small")
-
-
 def distance_in_words(recipe: dict) -> str:
     """Return what the distance in the loss of `recipe` is called; nothing for a teacher."""
     kind = recipe.get("distance", "") if recipe.get("method") != "teacher" else ""
@@ -218,10 +229,19 @@ def distance_in_words(recipe: dict) -> str:
 
 
 def title(results: Results, name: str) -> str:
-    """Return what the run `name` is, with the distance of its loss if it is a consistency model."""
-    words, recipe = TITLES.get(name, name), results.runs.get(name, {}).get("recipe", {})
-    distance = distance_in_words(recipe) if recipe.get("method") in ("cd", "ct") else ""
-    return f"{words}, {distance}" if distance and distance not in words else words
+    """Return what the run `name` is, and a consistency model's distance and weight in its loss.
+
+    The weight is 1/gap if nothing is said.
+    """
+    recipe = results.runs.get(name, {}).get("recipe", {})
+    method = recipe.get("method", "")
+    words = TITLES.get(name) or METHODS.get(method, name)
+    if method not in ("cd", "ct"):
+        return words
+    distance, weight = distance_in_words(recipe), recipe.get("weight")
+    parts = [words] + [distance] * (distance not in words)
+    parts += [WEIGHTS[weight]] if weight in WEIGHTS else []
+    return ", ".join(parts)
 
 
 def number(value: float | None, form: str = ".1f") -> str:
@@ -457,6 +477,51 @@ def coverage_table(results: Results) -> str:
     return table(head, rows) if rows else "Not run."
 
 
+def texture(images: np.ndarray) -> dict[str, float]:
+    """Return contrast, grain and variety of uint8 `images`, in grey levels.
+
+    They are the spread of an image's numbers, the mean difference of neighbouring pixels, and the
+    root mean square distance of an image from the next one in the gallery.
+    """
+    x = images.astype(np.float64)
+    apart = np.sqrt(np.square(x - np.roll(x, 1, 0)).mean((1, 2, 3))).mean()
+    contrast = x.reshape(len(x), -1).std(1).mean()
+    return {"contrast": contrast, "grain": np.abs(np.diff(x, axis=3)).mean(), "variety": apart}
+
+
+def texture_table(results: Results) -> str:
+    """Return the table of contrast, grain and variety of the gallery's images."""
+    rows = [
+        [f"{title(results, name_of(key))}, {way_of(key)}"]
+        + [f"{value:.1f}" for value in texture(images).values()]
+        for key, images in results.gallery.items()
+    ]
+    count = len(next(iter(results.gallery.values()), []))
+    head = [f"{count} images", "contrast", "grain", "variety"]
+    return table(head, rows) if rows else "Not run."
+
+
+def perceptual_in_words(results: Results) -> str:
+    """Return how the run with the perceptual distance did beside that with pseudo-Huber."""
+    other, name = "cd-small-huber", "cd-small-vgg"
+    values = [results.score(run) for run in (name, other)]
+    if not all(values):
+        return ""
+    text = (
+        f"**The perceptual distance.** `{name}` reached {values[0]:.1f} where `{other}` reached "
+        f"{values[1]:.1f} in the same {results.runs[other]['seconds']:.0f} s."
+    )
+    seen = [results.gallery.get(key) for key in (f"{name}/1", f"{TEACHER}/heun35")]
+    if any(images is None for images in seen):
+        return text
+    ours, theirs = map(texture, seen)
+    return text + (
+        f" What we see: its images have a contrast of {ours['contrast']:.1f} and a grain of "
+        f"{ours['grain']:.1f}, the teacher's {theirs['contrast']:.1f} and {theirs['grain']:.1f}. "
+        "Why was not found out. The weights are not LPIPS's, so this says nothing of LPIPS."
+    )
+
+
 def entropy_of(row: dict) -> float:
     """Return the entropy of the shares in `row`, in nats; ln 10 = 2.303 if all are equal."""
     shares = np.array(row["shares"])
@@ -467,28 +532,48 @@ def entropy_of(row: dict) -> float:
 def commands_of(results: Results, *names: str) -> list[str]:
     """Return the commands that make the runs `names`, or all, as far as they are there."""
     runs = {name: run for name, run in results.runs.items() if name in (names or results.runs)}
-    return [results.commands.get(name) or command(run, name) for name, run in runs.items()]
+    return [command(results, name) for name in runs]
 
 
-def cost(results: Results) -> str:
-    """Return what the teacher and our CD student cost, in a sentence."""
-    names = [name for name in (TEACHER, results.first(CD)) if name in results.runs]
-    runs = [results.runs[name] for name in names]
-    if not runs:
-        return "Neither the teacher nor a student was run."
+def all_commands(results: Results) -> str:
+    """Return commands.txt, or else a command for each run, as a block of Markdown."""
+    lines = results.commands.splitlines() or commands_of(results) or ["# no run is here"]
+    return "```sh\n" + "\n".join(lines) + "\n```"
+
+
+def family(results: Results, name: str) -> list[str]:
+    """Return the runs that had to be made for the run `name`, and it, as far as they are there."""
+    is_teacher = results.runs.get(name, {}).get("recipe", {}).get("method") == "teacher"
+    parents = [] if is_teacher else results.parents(name).values()
+    return [n for n in dict.fromkeys([*parents, name]) if n in results.runs]
+
+
+def cost(results: Results, name: str) -> str:
+    """Return what the run `name` cost with its teacher, in a sentence."""
+    names = family(results, name)
+    if name not in names:
+        return f"`{name}` was not run."
     parts = [
-        f"`{name}` {run['seconds'] / 60:.1f} minutes of one {run['device']} "
-        f"({run['steps']:,} steps, {images_seen(run) / 1e6:.1f} M images)"
-        for name, run in zip(names, runs)
+        f"`{name}` {run['seconds'] / 60:.1f} minutes ({images_seen(run) / 1e6:.1f} M images)"
+        for name, run in ((name, results.runs[name]) for name in names)
     ]
-    whole = sum(run["seconds"] for run in runs) / 60
-    total = f"; {whole:.1f} minutes in all" if len(runs) > 1 else ""
-    return f"Training took {' and '.join(parts)}{total}, without loading and compiling:"
+    whole = sum(results.runs[name]["seconds"] for name in names) / 60
+    total = f" = {whole:.1f} minutes" if len(names) > 1 else ""
+    return f"{' + '.join(parts)}{total} of one {results.runs[name]['device']}"
 
 
-def command(run: dict, name: str) -> str:
-    """Return the command that trains and scores `run`: its recipe, and what it changes in it."""
+def command(results: Results, name: str) -> str:
+    """Return the command that trains and scores the run `name`, as typed if commands.txt has it.
+
+    Else it is the run's recipe, and what the run changes in it.
+    """
+    run = results.runs[name]
     recipe = run["recipe"]
+    data, job = Path(recipe["data"]).name, results.job(name)
+    if line := re.search(
+        rf"^(consistency-edu train {recipe['name']} .*?)\s*(#|$)", results.commands, re.M
+    ):
+        return line[1]
     base = RECIPES.get(recipe["name"])
     known = dataclasses.asdict(base) if base else {}
     free = ("name", "about", "data", "source", "method")
@@ -497,8 +582,7 @@ def command(run: dict, name: str) -> str:
     extra = {"teacher": f"teacher-{recipe['network']}"} if recipe["method"] in NEEDS_TEACHER else {}
     extra |= {"seed": run["seed"]} if run["seed"] else {}
     words = ",".join([recipe["name"], *(f"{k}={v}" for k, v in {**changed, **extra}.items())])
-    data = Path(recipe["data"]).name
-    return f"python benchmarks/cifar10.py --data {data} {name}={words}"
+    return f"python3 benchmarks/cifar10.py --data {data} {job or f'{name}={words}'}"
 
 
 def not_run(results: Results) -> list[str]:
@@ -557,6 +641,7 @@ def why_different(results: Results) -> str:
 
 # ---------------------------------------------------------------------------------- the pictures
 MARKERS = dict(zip(list(TITLES)[1:], "o s D ^ v P X h *".split()))
+EXTRA = "1 2 3 4 + x".split()  # markers of the runs that were not planned
 
 
 def short(name: str) -> str:
@@ -572,15 +657,17 @@ def role_of(name: str) -> str:
 def shade_of(name: str) -> tuple[float, float, float]:
     """Return the colour of the run `name`: its role's, the later in the tables the darker."""
     order = [n for n in TITLES if role_of(n) == role_of(name)]
-    place = order.index(name) / len(order) if name in order else 0
+    place = order.index(name) / len(order) if name in order else 0.9
     return tuple((1 - 0.7 * place) * part for part in to_rgb(viz.COLORS[role_of(name)]))
 
 
 def style_of(name: str) -> dict:
     """Return colour, marker, line and label of the run `name`."""
-    style = {"color": shade_of(name), "marker": MARKERS.get(name, "o"), "markersize": 4}
+    extra = EXTRA[sum(map(ord, name)) % len(EXTRA)]
+    style = {"color": shade_of(name), "marker": MARKERS.get(name, extra), "markersize": 4}
     lines = {"ct-small": "--", "boot-small": ":", "cd-small-vgg": "-.", "cd-mini": "--"}
-    return {**style, "linestyle": lines.get(name, "-"), "label": short(name)}
+    line = lines.get(name, "-" if name in TITLES else ":")
+    return {**style, "linestyle": line, "label": short(name)}
 
 
 def figure_quality(results: Results) -> viz.plt.Figure:
@@ -592,10 +679,11 @@ def figure_quality(results: Results) -> viz.plt.Figure:
             style = style_of(name)
             if role_of(name) == "teacher":
                 line = {"heun": "-", "ddim": "--"}.get(sampler, ":")
-                style |= {"label": f"{short(name)}, {sampler}", "linestyle": line}
+                words = f"{short(name)}, {sampler}, {rows[0]['samples']:,} samples"
+                style |= {"label": words, "linestyle": line}
             axis.plot([r["nfe"] for r in rows], [r["frechet"] for r in rows], **style)
-    for name, run in results.runs.items():
-        if not results.curves.get(name) and role_of(name) == "student" and run["scores"]:
+    for name, run in results.runs.items():  # scores, of more samples
+        if not (results.curves.get(name) and role_of(name) == "student") and run["scores"]:
             places = [nfe_of(run, int(steps)) for steps in run["scores"]]
             values = [row["frechet"] for row in run["scores"].values()]
             axis.plot(places, values, **style_of(name) | {"linewidth": 0.8})
@@ -684,45 +772,38 @@ def figure_rows(rows: list[tuple[str, np.ndarray]], count: int) -> viz.plt.Figur
     return figure
 
 
-def rows_of(results: Results, keys: list[tuple[str, str]]) -> list[tuple[str, np.ndarray]]:
-    """Return those of `keys` (key, title) of the gallery that are there, with their images."""
-    return [(label, results.gallery[key]) for key, label in keys if key in results.gallery]
+def rows_of(results: Results, keys: list[str]) -> list[tuple[str, np.ndarray]]:
+    """Return those of `keys` that the gallery has, as titles and images."""
+    return [
+        (row_title(results, key), results.gallery[key]) for key in keys if key in results.gallery
+    ]
 
 
-def with_ratio(results: Results, key: str) -> str:
-    """Return the title of a row of the figure of same noises: the run, its steps, its likeness."""
-    ratio = likeness(results, key)
-    return f"{short(name_of(key))}, {way_of(key)}" + (f"\n{ratio:.2f}" if ratio else "")
+def row_title(results: Results, key: str) -> str:
+    """Return the title of a row of images: run and sampler; likeness and distance, if known."""
+    name, way = key.split("/")
+    nfe = int(way.removeprefix("ddim")) if "ddim" in way else 0
+    distance = (
+        results.on_curve(name, "ddim", nfe).get("frechet") if nfe else results.score(name, way)
+    )
+    ratio, words = likeness(results, key), f"{short(name)}, {way_of(key)}"
+    numbers = [f"{ratio:.2f}"] if ratio else []
+    numbers += [f"distance {distance:.0f}"] if distance else []
+    return words + ("\n" + "; ".join(numbers) if numbers else "")
 
 
 def figure_same_noise(results: Results, count: int = 12) -> viz.plt.Figure:
     """Draw `count` noises through the teacher, CD, CT in 1 and 2 steps, and BOOT."""
     cd = results.first(CD)
-    keys = [f"{cd}/1", "ct-small/1", "ct-small/2", "boot-small/1"]
-    named = [(f"{TEACHER}/heun35", "teacher, 35 NFE")]
-    rows = rows_of(results, named + [(key, with_ratio(results, key)) for key in keys])
-    return figure_rows(rows, count)
-
-
-def with_distance(value: float | None, words: str) -> str:
-    """Return `words`, and the distance `value` if it is known."""
-    return words + (f"\ndistance {value:.0f}" if value else "")
+    keys = [f"{TEACHER}/heun35", f"{cd}/1", "ct-small/1", "ct-small/2", "boot-small/1"]
+    return figure_rows(rows_of(results, keys), count)
 
 
 def figure_ddim(results: Results, count: int = 12) -> viz.plt.Figure:
     """Draw DDIM with 50, 10 and 1 steps, and one-step students, from `count` noises."""
-    cd = results.first(CD)
-    named = [
-        (
-            f"{TEACHER}/ddim{nfe}",
-            with_distance(results.on_curve(TEACHER, "ddim", nfe).get("frechet"), f"DDIM, {nfe}"),
-        )
-        for nfe in (50, 10, 1)
-    ]
-    for name in ("boot-small", cd):
-        named.append((f"{name}/1", with_distance(results.score(name), f"{short(name)}, 1")))
-    rows = rows_of(results, named)
-    return figure_rows(rows, count)
+    keys = [f"{TEACHER}/ddim{nfe}" for nfe in (50, 10, 1)]
+    keys += ["boot-small/1", f"{results.first(CD)}/1"]
+    return figure_rows(rows_of(results, keys), count)
 
 
 def figure_classes(results: Results) -> viz.plt.Figure:
@@ -748,9 +829,10 @@ def figure_classes(results: Results) -> viz.plt.Figure:
 
 
 def figure_pair(results: Results) -> viz.plt.Figure:
-    """Draw 48 noises through the teacher and through the best one-step student, side by side."""
+    """Draw the gallery's noises through the teacher and through the best one-step student, side by side."""
     name = results.first(CD)
-    wide, high = 16 * SIDE, 12 * SIDE
+    count = len(results.gallery[f"{name}/1"])
+    wide, high = 16 * SIDE, 2 * SIDE * -(-count // 8)
     places = [(x, 0, wide, high) for x in (0, wide + 16)]
     figure, axes = image_axes((2 * wide + 16, high + 24), places)
     named = [("teacher, 35 evaluations", TEACHER, "heun35"), ("student, 1 evaluation", name, "1")]
@@ -780,13 +862,13 @@ FIGURES = {  # file -> (what draws it, whether it can be drawn, what it shows)
     "same_noise": (
         figure_same_noise,
         lambda results: has_images(results, f"{TEACHER}/heun35"),
-        "The same noises (the slides' figure 5); the number is the distance from the teacher's "
-        "image over that of another noise's",
+        "The same noises (the slides' figure 5): distance from the teacher's image over that from "
+        "another noise's; Fréchet distance",
     ),
     "ddim": (
         figure_ddim,
         lambda results: has_images(results, f"{TEACHER}/ddim50"),
-        "DDIM with 50, 10 and 1 steps, and one-step students (BOOT's figure 6)",
+        "DDIM with 50, 10 and 1 steps, and one-step students (BOOT's figure 6); numbers as above",
     ),
     "classes": (figure_classes, lambda results: shares(results), "Shares of the classes"),
     "pair": (
@@ -833,7 +915,7 @@ def readme(results: Results) -> str:
         "*x teacher*: over the distance of the teacher with the same network. *Precision*: how many "
         "samples look like images; *recall*: how many images are near a sample. *Images M*: shown in "
         "training, in millions. NFE: network evaluations a sample. Fewer *samples* make a distance "
-        "larger.",
+        "larger. CD and CT: the distance in the loss; its weight is 1/gap unless another is named.",
         picture(results, "pair"),
         "### The card",
         card(results),
@@ -860,12 +942,18 @@ def readme(results: Results) -> str:
         "teacher's (Heun, 35 NFE) from the same noise, and from another noise:",
         structure_table(results),
         picture(results, "same_noise"),
+        "## What the images look like, in numbers",
+        "From the same noises, in grey levels (0 to 255). *Contrast*: the spread of the numbers of an "
+        "image. *Grain*: how much neighbouring pixels differ. *Variety*: root mean square distance "
+        "of an image from that of another noise.",
+        texture_table(results),
+        perceptual_in_words(results),
         "## Which classes are drawn",
         f"Shares of the classes, in %, by a linear probe on the judge's features{probe(results)}:",
         coverage_table(results),
         picture(results, "classes"),
         "## Commands",
-        "\n".join(f"    {line}" for line in commands_of(results)) or "No run is here.",
+        all_commands(results),
         "The data are a tar of class folders with JPEGs of CIFAR-10 (`--data cifar10` takes the "
         "lossless set from torchvision). A job's minutes may have been shortened so that all fitted "
         "into one sitting: the seconds in the table are those that the run took. The tables and "

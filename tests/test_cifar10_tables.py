@@ -226,24 +226,53 @@ def test_nothing_at_all_gives_a_list_of_what_is_missing(tmp_path):
 
 def test_commands_say_what_differs_from_the_recipe(full):
     results = tables.read_results(full)
-    line = tables.command(results.runs["cd-small-huber"], "cd-small-huber")
-    assert line == (
-        "python benchmarks/cifar10.py --data cifar10-jpeg.tar.xz "
+    assert tables.command(results, "cd-small-huber") == (
+        "python3 benchmarks/cifar10.py --data cifar10-jpeg.tar.xz "
         "cd-small-huber=cifar10-cd-small,minutes=3.25,teacher=teacher-small"
     )
     assert "somewhere" not in tables.readme(results)
-    results.commands["ct-small"] = "as it was typed"
-    assert "    as it was typed\n" in tables.readme(results)
+    assert len(tables.commands_of(results, "teacher-small", "best-small", "nobody")) == 2
+
+
+TYPED = """# what was typed
+consistency-edu train cifar10-teacher-small --minutes 7.5   # ended sooner
+python3 benchmarks/cifar10.py --data x \\
+    cd-mini=cifar10-cd-mini,minutes=7.5,teacher=teacher-small,start=teacher-mini \\
+    ct-small=cifar10-ct-small,minutes=1
+"""
+
+
+def test_typed_commands_go_before_guessed_ones(full, tmp_path):
+    folder = tmp_path / "results"
+    shutil.copytree(full, folder)
+    assert tables.read_results(folder).teacher_of("cd-mini") == "teacher-mini"
+    (folder / "commands.txt").write_text(TYPED)
+    results = tables.read_results(folder)
+    assert tables.command(results, "ct-small").endswith(" ct-small=cifar10-ct-small,minutes=1")
+    line = "consistency-edu train cifar10-teacher-small --minutes 7.5"
+    assert tables.command(results, "teacher-small") == line
+    assert results.parents("cd-mini") == {"teacher": "teacher-small", "start": "teacher-mini"}
+    assert results.ratio("cd-mini", 60.0) == pytest.approx(60 / 9)
+    assert tables.family(results, "cd-mini") == ["teacher-small", "teacher-mini", "cd-mini"]
+    assert f"```sh\n{TYPED}```" in tables.readme(results)
 
 
 def test_the_cost_is_that_of_teacher_and_student(full, tmp_path):
     results = tables.read_results(full)
-    assert "`teacher-small` 3.3 minutes" in tables.cost(results)
-    assert "`best-small` 3.3 minutes" in tables.cost(results) and "6.5 minutes" in tables.cost(
-        results
-    )
-    assert len(tables.commands_of(results, "teacher-small", "best-small", "nobody")) == 2
-    assert "Neither" in tables.cost(tables.read_results(tmp_path))
+    text = tables.cost(results, "best-small")
+    assert text.startswith("`teacher-small` 3.3 minutes (1.0 M images) + `best-small` 3.3 minutes")
+    assert text.endswith(" = 6.5 minutes of one a GPU")
+    assert tables.cost(results, "teacher-small").count("minutes") == 1
+    assert "was not run" in tables.cost(tables.read_results(tmp_path), "best-small")
+
+
+def test_texture_sees_contrast_grain_and_variety():
+    flat = np.full((4, 3, 8, 8), 100, np.uint8)
+    assert tables.texture(flat) == {"contrast": 0, "grain": 0, "variety": 0}
+    ramp = flat + np.arange(8, dtype=np.uint8)
+    assert tables.texture(ramp)["grain"] == 1 and tables.texture(ramp)["variety"] == 0
+    shift = flat + 10 * np.arange(4, dtype=np.uint8)[:, None, None, None]
+    assert tables.texture(shift) == {"contrast": 0, "grain": 0, "variety": (30 + 10 * 3) / 4}
 
 
 def test_a_second_seed_is_a_run_of_its_own(full, tmp_path):
@@ -256,7 +285,7 @@ def test_a_second_seed_is_a_run_of_its_own(full, tmp_path):
     text = tables.readme(results)
     assert "`best-small-seed1`" in text and "second seed" not in text and "seeds**: 0, 1" in text
     assert list(results.runs)[-1] == "best-small-seed1"
-    assert "seed=1" in tables.command(results.runs["best-small-seed1"], "best-small-seed1")
+    assert "seed=1" in tables.command(results, "best-small-seed1")
 
 
 def test_the_distance_in_the_loss_is_named():
