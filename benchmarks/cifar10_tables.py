@@ -28,7 +28,7 @@ from consistency_edu.image_recipes import RECIPES
 from consistency_edu.image_runs import show_images
 
 ROOT = Path(__file__).resolve().parents[1]
-TEACHER = "teacher-small"
+TEACHER, SHIPPED = "teacher-small", "cd-mini"
 CD = "best-small cd-small-vgg cd-small-huber"  # our CD is the first of them that was scored
 
 HED = "VGG16 (HED) perceptual distance, unweighted"
@@ -640,7 +640,7 @@ def why_different(results: Results) -> str:
 
 
 # ---------------------------------------------------------------------------------- the pictures
-MARKERS = dict(zip(list(TITLES)[1:], "o s D ^ v P X h *".split()))
+MARKERS = dict(zip(TITLES, "o o s D ^ v P X h *".split()))
 EXTRA = "1 2 3 4 + x".split()  # markers of the runs that were not planned
 
 
@@ -686,7 +686,10 @@ def figure_quality(results: Results) -> viz.plt.Figure:
         if not (results.curves.get(name) and role_of(name) == "student") and run["scores"]:
             places = [nfe_of(run, int(steps)) for steps in run["scores"]]
             values = [row["frechet"] for row in run["scores"].values()]
-            axis.plot(places, values, **style_of(name) | {"linewidth": 0.8})
+            style = style_of(name) | {"linewidth": 0.8}
+            if role_of(name) == "teacher":
+                style |= {"fillstyle": "none", "label": f"{short(name)}, as in the table"}
+            axis.plot(places, values, **style)
     draw_floor(axis, results)
     axis.set(xscale="log", yscale="log", xlabel="network evaluations (NFE)")
     ticks = [1, 2, 4, 10, 20, 50]
@@ -912,11 +915,14 @@ def readme(results: Results) -> str:
         "## Quality",
         quality(results),
         "*Fréchet distance*: lower is better, and that of images which no training saw is the floor. "
-        "*x teacher*: over the distance of the teacher with the same network. *Precision*: how many "
-        "samples look like images; *recall*: how many images are near a sample. *Images M*: shown in "
-        "training, in millions. NFE: network evaluations a sample. Fewer *samples* make a distance "
+        "*x teacher*: over the distance of its teacher (of CT, which has none: of `teacher-small`). "
+        "*Precision*: how many samples look like images; *recall*: how many images are near a "
+        "sample. *Images M*: shown in training, in millions. NFE: network evaluations a sample. Fewer *samples* make a distance "
         "larger. CD and CT: the distance in the loss; its weight is 1/gap unless another is named.",
         picture(results, "pair"),
+        "What it cost, without loading and compiling: "
+        + "; ".join(cost(results, name) for name in (results.first(CD), SHIPPED))
+        + ".",
         "### The card",
         card(results),
         "## Quality against NFE",
