@@ -562,6 +562,12 @@ def cost(results: Results, name: str) -> str:
     return f"{' + '.join(parts)}{total} of one {results.runs[name]['device']}"
 
 
+def costs(results: Results) -> str:
+    """Return what the best student and the one that ships cost, as far as they were run."""
+    found = [cost(results, n) for n in (results.first(CD), SHIPPED) if n in results.runs]
+    return f"What it cost, without loading and compiling: {'; '.join(found)}." if found else ""
+
+
 def command(results: Results, name: str) -> str:
     """Return the command that trains and scores the run `name`, as typed if commands.txt has it.
 
@@ -920,9 +926,7 @@ def readme(results: Results) -> str:
         "sample. *Images M*: shown in training, in millions. NFE: network evaluations a sample. Fewer *samples* make a distance "
         "larger. CD and CT: the distance in the loss; its weight is 1/gap unless another is named.",
         picture(results, "pair"),
-        "What it cost, without loading and compiling: "
-        + "; ".join(cost(results, name) for name in (results.first(CD), SHIPPED))
-        + ".",
+        costs(results),
         "### The card",
         card(results),
         "## Quality against NFE",
