@@ -228,6 +228,11 @@ def distance_in_words(recipe: dict) -> str:
     return words.get(kind, "the judge's own features" if kind == "efficientnet" else kind)
 
 
+def is_cut_short(run: dict) -> bool:
+    """Return whether `run` had less than half of its minutes; pictures leave it out."""
+    return run.get("seconds", 0) < 30 * run.get("recipe", {}).get("minutes", 0)
+
+
 def title(results: Results, name: str) -> str:
     """Return what the run `name` is, and a consistency model's distance and weight in its loss.
 
@@ -241,10 +246,12 @@ def title(results: Results, name: str) -> str:
     distance, weight = distance_in_words(recipe), recipe.get("weight")
     parts = [words] + [distance] * (distance not in words)
     parts += [WEIGHTS[weight]] if weight in WEIGHTS else []
+    run = results.runs[name]
+    parts += [f"cut short at {run['seconds']:.0f} s"] if is_cut_short(run) else []
     return ", ".join(parts)
 
 
-def number(value: float | None, form: str = ".1f") -> str:
+def number(value: float | None, form: str = ".2f") -> str:
     """Write `value`, or a dash if there is none."""
     return "–" if value is None else format(value, form)
 
@@ -272,7 +279,7 @@ def told(results: Results, name: str, steps: int = 1) -> str:
     if value is None:
         return f"not run: {name}"
     ratio = results.ratio(name, value)
-    return f"{value:.1f}" + (f" ({ratio:.2f} x the teacher's)" if ratio and ratio != 1 else "")
+    return f"{value:.2f}" + (f" ({ratio:.2f} x the teacher's)" if ratio and ratio != 1 else "")
 
 
 # ------------------------------------------------------------------------------------ the tables
@@ -508,8 +515,8 @@ def perceptual_in_words(results: Results) -> str:
     if not all(values):
         return ""
     text = (
-        f"**The perceptual distance.** `{name}` reached {values[0]:.1f} where `{other}` reached "
-        f"{values[1]:.1f} in the same {results.runs[other]['seconds']:.0f} s."
+        f"**The perceptual distance.** `{name}` reached {values[0]:.2f} where `{other}` reached "
+        f"{values[1]:.2f} in the same {results.runs[other]['seconds']:.0f} s."
     )
     seen = [results.gallery.get(key) for key in (f"{name}/1", f"{TEACHER}/heun35")]
     if any(images is None for images in seen):
@@ -676,6 +683,11 @@ def style_of(name: str) -> dict:
     return {**style, "linestyle": line, "label": short(name)}
 
 
+def pictured(results: Results) -> dict[str, dict]:
+    """Return the runs that the pictures show."""
+    return {name: run for name, run in results.runs.items() if not is_cut_short(run)}
+
+
 def figure_quality(results: Results) -> viz.plt.Figure:
     """Draw quality against NFE: curves where there are some, scores elsewhere."""
     figure, axis = viz.plt.subplots(figsize=(7, 3.6), layout="constrained")
@@ -688,7 +700,7 @@ def figure_quality(results: Results) -> viz.plt.Figure:
                 words = f"{short(name)}, {sampler}, {rows[0]['samples']:,} samples"
                 style |= {"label": words, "linestyle": line}
             axis.plot([r["nfe"] for r in rows], [r["frechet"] for r in rows], **style)
-    for name, run in results.runs.items():  # scores, of more samples
+    for name, run in pictured(results).items():  # scores, of more samples
         if not (results.curves.get(name) and role_of(name) == "student") and run["scores"]:
             places = [nfe_of(run, int(steps)) for steps in run["scores"]]
             values = [row["frechet"] for row in run["scores"].values()]
@@ -725,20 +737,21 @@ def best_in_words(results: Results) -> str:
     """Return the title of the figure of quality: the best student in 1 and 2 steps, the teacher."""
     name = results.first(CD)
     parts = [
-        f"{short(name)} in {steps} step{'s' * (steps > 1)} {results.score(name, steps):.1f}"
+        f"{short(name)} in {steps} step{'s' * (steps > 1)} {results.score(name, steps):.2f}"
         for steps in (1, 2)
         if results.score(name, steps)
     ]
     if results.score(TEACHER):
         nfe = nfe_of(results.runs[TEACHER], 1)
-        parts.append(f"teacher at {nfe} NFE {results.score(TEACHER):.1f}")
+        parts.append(f"teacher at {nfe} NFE {results.score(TEACHER):.2f}")
     return ", ".join(parts)
 
 
 def figure_learning(results: Results) -> viz.plt.Figure:
     """Draw one-step distances, and losses, against the seconds of training."""
-    learners = {name: run["learning"] for name, run in results.runs.items() if run["learning"]}
-    lossy = {name: run["metrics"] for name, run in results.runs.items() if run["metrics"]}
+    runs = pictured(results)
+    learners = {name: run["learning"] for name, run in runs.items() if run["learning"]}
+    lossy = {name: run["metrics"] for name, run in runs.items() if run["metrics"]}
     figure, (left, right) = viz.plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     for name, rows in learners.items():
         left.plot([r["seconds"] for r in rows], [r["frechet"] for r in rows], **style_of(name))
@@ -819,7 +832,9 @@ def figure_classes(results: Results) -> viz.plt.Figure:
     """Draw the shares of the classes: images as grey bars, teacher and students as marks."""
     figure, axis = viz.plt.subplots(figsize=(8, 2.8), layout="constrained")
     place = np.arange(len(CLASSES))
-    rows = shares(results)
+    rows = {
+        k: r for k, r in shares(results).items() if k == "real" or name_of(k) in pictured(results)
+    }
     if "real" in rows:
         bars = {"color": viz.COLORS["data"], "alpha": 0.4, "label": "held-out images"}
         axis.bar(place, rows.pop("real")["shares"], **bars)
@@ -847,7 +862,7 @@ def figure_pair(results: Results) -> viz.plt.Figure:
     named = [("teacher, 35 evaluations", TEACHER, "heun35"), ("student, 1 evaluation", name, "1")]
     for axis, (words, name, how) in zip(axes, named):
         value = results.score(name)
-        words += f": Fréchet distance {value:.1f}" if value else ""
+        words += f": Fréchet distance {value:.2f}" if value else ""
         show_images(axis, pixels(results.gallery[f"{name}/{how}"]), words)
     return figure
 

@@ -126,8 +126,8 @@ def test_quality_has_a_row_for_every_score(full):
     assert rows[0][0] == "held-out images" and rows[0][3] == "1.23"
     assert len(rows) == 1 + sum(map(len, DISTANCES.values()))
     found = {(row[1], row[2]): row for row in rows}
-    assert found["`teacher-small`", "35"][3:5] == ["**9.0**", "1.00"]
-    best = ["**18.0**", "2.00", "0.700", "0.400", "50,000", "195", "1.02"]
+    assert found["`teacher-small`", "35"][3:5] == ["**9.00**", "1.00"]
+    best = ["**18.00**", "2.00", "0.700", "0.400", "50,000", "195", "1.02"]
     assert found["`best-small`", "2"][3:] == best
     assert found["`cd-mini`", "1"][4] == "4.00"  # over its own teacher, not the small one
     nfe = evaluations(RECIPES["cifar10-teacher-small"])
@@ -136,12 +136,12 @@ def test_quality_has_a_row_for_every_score(full):
 
 def test_the_slides_table_1_stands_beside_ours(full):
     rows = {(r[0], r[1]): r for r in rows_of(tables.slides_table_1(tables.read_results(full)))}
-    assert rows["CD", "1"] == ["CD", "1", "3.55", "1.74", "27.0", "3.00", "`best-small`"]
-    assert rows["CD", "2"][3:6] == ["1.44", "18.0", "2.00"]
-    assert rows["CT", "1"][2:6] == ["8.70", "4.26", "54.0", "6.00"]
-    assert rows["PD", "2"][4] == "30.0"
-    assert rows["DDIM", "10"][4:] == ["40.0", "4.29", "`teacher-small`, DDIM"]
-    assert rows["EDM, Heun", "35"][4:6] == ["9.0", "1.00"]
+    assert rows["CD", "1"] == ["CD", "1", "3.55", "1.74", "27.00", "3.00", "`best-small`"]
+    assert rows["CD", "2"][3:6] == ["1.44", "18.00", "2.00"]
+    assert rows["CT", "1"][2:6] == ["8.70", "4.26", "54.00", "6.00"]
+    assert rows["PD", "2"][4] == "30.00"
+    assert rows["DDIM", "10"][4:] == ["40.00", "4.29", "`teacher-small`, DDIM"]
+    assert rows["EDM, Heun", "35"][4:6] == ["9.00", "1.00"]
 
 
 def test_the_slides_table_2_and_speeds_stand_beside_ours(full):
@@ -150,7 +150,7 @@ def test_the_slides_table_2_and_speeds_stand_beside_ours(full):
     assert rows["CD", "1"][2] == "2.54, 0.68, 0.63" and rows["CD", "1"][5] == "3.00, 0.70, 0.40"
     assert rows["EDM", "79"][5] == "1.00, 0.70, 0.40"
     rows = {(r[0], r[1]): r for r in rows_of(tables.slides_speed_table(results))}
-    assert rows["DDIM", "50"][5:7] == ["16.0", "–"] and rows["BOOT", "1"][5:7] == ["63.0", "–"]
+    assert rows["DDIM", "50"][5:7] == ["16.00", "–"] and rows["BOOT", "1"][5:7] == ["63.00", "–"]
     assert results.speed("teacher-small", "heun", 35) == pytest.approx(30_000 / 35)
     assert results.speed("best-small", "", 2) == 15_000
     assert results.speed("best-small", "", 4) is None
@@ -310,6 +310,19 @@ def test_a_loss_through_the_judge_is_said_to_leak(full, tmp_path):
     assert "flattered" in tables.readme(results)
     assert tables.title(results, "best-small") == "CD, the longest run, the judge's own features"
     assert tables.title(results, "ct-small") == "CT, pseudo-Huber"
+
+
+def test_a_run_cut_short_says_so_and_is_in_no_picture(full, tmp_path):
+    folder = tmp_path / "results"
+    shutil.copytree(full, folder)
+    run = json.loads((folder / "ct-small" / "run.json").read_text())
+    assert "ct-small" in tables.pictured(tables.read_results(folder))
+    write(folder / "ct-small" / "run.json", {**run, "seconds": 46.4})
+    results = tables.read_results(folder)
+    assert tables.title(results, "ct-small") == "CT, pseudo-Huber, cut short at 46 s"
+    assert "ct-small" not in tables.pictured(results)
+    labels = tables.figure_quality(results).axes[0].get_legend_handles_labels()[1]
+    assert "CT" not in labels and "BOOT" in labels
 
 
 def test_entropy_of_even_shares_is_largest():
