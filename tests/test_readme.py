@@ -50,6 +50,16 @@ def test_the_ten_lines_run(tmp_path):
     assert "torch.Size([1000, 2])" in done.stdout
 
 
+def test_the_cifar10_table_is_that_of_the_runs_files():
+    code = "import cifar10_tables as t; print(t.quality(t.read_results(), list(t.TITLES)))"
+    path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=quiet_environment(**path)
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in README, "run nbs/index.ipynb and `make readme`"
+
+
 # the project's promises on moons: (method, teacher, nfe) -> sliced W2, paired error
 BOUNDS = {
     ("teacher", None, 35): (0.025, None),
