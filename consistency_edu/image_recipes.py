@@ -185,7 +185,7 @@ CIFAR10_RECIPES = (
 FOUND = {
     "teacher-small": "After 6.6 minutes of an H100, JPEGs of CIFAR-10: Fréchet distance 9.7 in "
     "EfficientNet-Lite0's features, 50,000 samples of 35 evaluations.",
-    "cd-small": "After 13.7 minutes: 20.5 in 1 step, 17.9 in 2 (its teacher: 9.7); after 2.5 "
+    "cd-small": "After 13.7 minutes: 20.6 in 1 step, 18.0 in 2 (its teacher: 9.7); after 2.5 "
     "minutes 26.9 and 20.2.",
     "ct-small": "After 2.5 minutes, without a teacher: 126 in 1 step, 106 in 2.",
     "boot-small": "After 2.5 minutes, without data: 59.8, of few kinds (recall 0.06).",
