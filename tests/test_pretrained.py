@@ -63,6 +63,7 @@ def test_files_are_small_whole_and_described(name):
     ):
         assert word in card, word
     if name.startswith("cifar10"):
+        assert [row["steps"] for row in info["scores"]][0] == 1
         assert "JPEG" in card and "Fréchet distance" in card and "CIFAR-10 itself" in card
     for word in (
         "/work",
@@ -216,6 +217,7 @@ def test_the_tool_rounds_and_seals_a_run(tmp_path, half):
     given = load_file(run / "model.safetensors")
     assert all((weights[k].float() - w.float()).abs().max() < 2e-3 for k, w in given.items())
     assert info["recipe"]["data"] == "digits" and info["notes"]["data"] == "as they are"
+    assert [(row["steps"], row["frechet"]) for row in info["scores"]] == [(1, 12.345), (2, 7.5)]
     assert info["notes"]["command"] == "consistency-edu train digits-cd --steps 77 --seed 0"
     text = (made / "card.md").read_text(encoding="utf-8")
     for word in ("**1 evaluation**: Fréchet distance, digits: 12.35", "**2 evaluations**", "7.5"):

@@ -123,9 +123,10 @@ def make(
     notes = {"rounding": ROUNDED, **({"data": note} if note else {}), "command": command}
     goal = out / name
     write_file(goal / "model.safetensors", content)
-    write_text(goal / "card.md", card_of(name, info, command, scores_of(folder), note))
-    sums = {"model": checksum(content)}
-    write_json(goal / "run.json", {**info, "recipe": record, "notes": notes, "sha256": sums})
+    rows = scores_of(folder)
+    write_text(goal / "card.md", card_of(name, info, command, rows, note))
+    more = {"notes": notes, "scores": rows, "sha256": {"model": checksum(content)}}
+    write_json(goal / "run.json", {**info, "recipe": record, **more})
     run = load_run(goal)
     image = run.sample(torch.randn(2, *run.shape, generator=torch.Generator().manual_seed(0)))
     if not image.isfinite().all():
