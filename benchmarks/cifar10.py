@@ -6,14 +6,16 @@
 
 A job is NAME=RECIPE with changed fields; `teacher` and `start` name earlier jobs (the student's
 teacher, and the run whose weights it starts from if not the teacher's), `seed` its seed.  A run
-that is finished is only judged, one that was cut off goes on from its checkpoint.  `--until` are
-the seconds from now by which all training ends, so that there is time to judge: a job's minutes are
-shortened to fit.  Weights stay under --runs (in half precision too: NAME/half.safetensors); what is
-committed goes to --out: NAME/{run.json,scores.json,metrics.jsonl,samples.png,card.md}.
+that is finished is only judged (NAME alone will do), one that was cut off (SIGTERM: it writes a
+checkpoint) goes on from there.  `--until` are the seconds from now by which all training ends, so
+that there is time to judge: a job's minutes are shortened to fit.  Weights stay under --runs (in
+half precision too: NAME/half.safetensors); what is committed goes to --out:
+NAME/{run.json,scores.json,learning.json,metrics.jsonl,samples.png,card.md}.
 
 Scores: Fréchet distance, precision and recall of --samples samples against the training images, in
-the features of --features; students with 1 and 2 steps, teachers with their own grid.  `--floor`
-adds those of held-out images.  `--device cpu` is for rehearsals.
+the features of --features; students with 1 and 2 steps, teachers with their own grid.  The learning
+curve has one-step distances, of at most 10,000 samples, at each fifth of a student's run.  `--floor`
+adds the scores of held-out images.  `--device cpu` is for rehearsals.
 """
 
 import argparse
@@ -21,6 +23,8 @@ import dataclasses
 import json
 import shutil
 import time
+import traceback
+import warnings
 from pathlib import Path
 
 import torch
@@ -37,7 +41,8 @@ from consistency_edu.evaluation import (
 )
 from consistency_edu.image_methods import override
 from consistency_edu.image_recipes import RECIPES
-from consistency_edu.training import compile_networks, set_precision
+from consistency_edu.long_runs import Stopped
+from consistency_edu.training import compile_networks, load_weights, set_precision, weights_of
 
 START = time.perf_counter()
 KEPT = ("run.json", "recipe.json", "metrics.jsonl", "samples.png", "card.md")
@@ -51,6 +56,8 @@ def say(*words):
 def job_of(text, data, device):
     """Parse NAME=RECIPE,field=value,...: its name, recipe, and what is not of the recipe."""
     name, _, rest = text.partition("=")
+    if not rest:
+        return name, None, {}
     base, *words = rest.split(",")
     changes = dict(word.split("=", 1) for word in words)
     extra = {key: changes.pop(key) for key in ("teacher", "start", "seed") if key in changes}
@@ -59,9 +66,9 @@ def job_of(text, data, device):
     return name, override(RECIPES[base], {"data": data, **changes}), extra
 
 
-def shortened(recipe, until):
-    """`recipe` with at most the minutes that are left until `until`."""
-    left = (until - (time.perf_counter() - START)) / 60
+def shortened(recipe, until, spent):
+    """`recipe` with at most the minutes that are left until `until`, and those `spent` before."""
+    left = (until - (time.perf_counter() - START) + spent) / 60
     if not recipe.minutes or recipe.minutes <= left:
         return recipe
     say(f"{recipe.name}: {left:.1f} minutes are left of {recipe.minutes:g}")
@@ -72,17 +79,52 @@ def late(until):
     """Pace that shortens a run when its clock starts, which is after compiling."""
     first = image_runs.Pace.__init__
 
-    def start(self, recipe, *args, **options):
-        first(self, shortened(recipe, until), *args, **options)
+    def start(self, recipe, objective, spent=0.0, step=0):
+        first(self, shortened(recipe, until, spent), objective, spent, step)
 
     image_runs.Pace.__init__ = start
 
 
+def keep_the_fifths():
+    """Let a run keep its averaged weights, halved, beside the samples that it shows."""
+    first = image_runs.Workshop.show
+
+    def show(self, model, path, title):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent.name == "samples":
+            save_file(halves(weights_of(model)), path.with_suffix(".safetensors"))
+        return first(self, model, path, title)
+
+    image_runs.Workshop.show = show
+
+
 def train_job(name, recipe, extra, runs):
-    """Train, or go on with, one job; return the folder of its run."""
-    folders = {key: runs / extra[key] for key in ("teacher", "start") if key in extra}
-    seed = int(extra.get("seed", 0))
-    return image_runs.train_recipe(recipe, runs / name, seed=seed, resume=True, **folders)
+    """Train, or go on with, one job; return the folder of its run.
+
+    Where CUDA graphs fail, networks are compiled without them.
+    """
+    if recipe is None:
+        return runs / name
+    options = {key: runs / extra[key] for key in ("teacher", "start") if key in extra}
+    options |= {"seed": int(extra.get("seed", 0)), "resume": True}
+    folder = runs / name
+    if (folder / "recipe.json").exists():  # begun, perhaps with another way to compile
+        begun = json.loads((folder / "recipe.json").read_text())["recipe"]["compiles"]
+        recipe = dataclasses.replace(recipe, compiles=begun)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="torch.compile failed, so training")
+            return image_runs.train_recipe(recipe, folder, **options)
+    except Stopped:
+        raise
+    except Exception as error:
+        if recipe.compiles != "graphs":
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        say(name, f"no CUDA graphs ({type(error).__name__}: {str(error)[:300]})")
+    torch.cuda.empty_cache()
+    recipe = dataclasses.replace(recipe, compiles="networks")
+    return image_runs.train_recipe(recipe, folder, **options)
 
 
 def keep(folder, out):
@@ -90,9 +132,12 @@ def keep(folder, out):
     out.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         shutil.copy(folder / name, out / name)
-    weights = load_file(folder / "model.safetensors")
-    half = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
-    save_file(half, folder / "half.safetensors")
+    save_file(halves(load_file(folder / "model.safetensors")), folder / "half.safetensors")
+
+
+def halves(weights):
+    """`weights` in half precision."""
+    return {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
 
 
 def samples_of(run, count, steps, device):
@@ -127,14 +172,33 @@ class Judge:
         return evaluate_images(images, self.reference, self.features, batch=self.size)
 
 
-def judge_job(name, judge, run, args):
-    """Score a run with all the steps it can take; write and tell them."""
-    scores = {}
+def judge_job(name, judge, folder, args):
+    """Score the run in `folder` with all the steps it can take; write and tell that."""
+    run, scores = fast(folder, args.device), {}
     for steps in (1, 2) if run.recipe.method in ("cd", "ct") else (1,):
         row = judge.score(samples_of(run, args.samples, steps, args.device))
         scores[str(steps)] = row
         say(name, f"steps {steps}:", tell_numbers(row).splitlines()[0])
     write(args.out / name / "scores.json", scores)
+    if run.recipe.method in ("cd", "ct"):
+        learning_job(name, judge, run, folder, args)
+
+
+def learning_job(name, judge, run, folder, args):
+    """Write the learning curve: one-step scores of the weights kept at each fifth, and at the end."""
+    count = min(args.samples, 10_000)
+    rows = {row["step"]: row for row in image_runs.read_metrics(folder)}
+    last = run.info["steps"]
+    files = {int(f.stem.split("_")[1]): f for f in (folder / "samples").glob("*.safetensors")}
+    curve = []
+    for step, file in sorted({**files, last: folder / "model.safetensors"}.items()):
+        load_weights(run.model, {k: v.float() for k, v in load_file(file).items()})
+        near = min(rows, key=lambda at: abs(at - step))
+        seconds = run.info["seconds"] if step == last else rows[near]["seconds"]
+        found = judge.score(samples_of(run, count, 1, args.device))["frechet"]
+        curve.append({"step": step, "seconds": seconds, "frechet": found})
+    say(name, "learned:", ", ".join(f"{r['frechet']:.1f} ({r['seconds']:.0f} s)" for r in curve))
+    write(args.out / name / "learning.json", curve)
 
 
 def write(path, content):
@@ -158,14 +222,21 @@ def main():
     args = parser.parse_args()
     jobs = [job_of(text, args.data, args.device) for text in args.jobs]  # before any work
     late(args.until)
+    keep_the_fifths()
     train, judge = load_images(args.data, "train"), None
     image_runs.load_images = lambda *_, **__: train  # decoded once for all jobs
     for name, recipe, extra in jobs:
         say("training", name)
-        folder = train_job(name, recipe, extra, args.runs)
-        keep(folder, args.out / name)
-        judge = judge or Judge(args.features, train, args.runs, args.device)
-        judge_job(name, judge, fast(folder, args.device), args)
+        try:
+            folder = train_job(name, recipe, extra, args.runs)
+            keep(folder, args.out / name)
+            judge = judge or Judge(args.features, train, args.runs, args.device)
+            judge_job(name, judge, folder, args)
+        except Stopped as stop:
+            return say(name, stop)
+        except Exception:  # the other jobs need not suffer
+            say(name, "failed:")
+            traceback.print_exc()
     if args.floor:
         held_out = random_images(load_images(args.data, "test"), min(args.samples, 10_000))
         row = judge.score(held_out)
