@@ -45,7 +45,7 @@ from consistency_edu.long_runs import Stopped
 from consistency_edu.training import compile_networks, load_weights, set_precision, weights_of
 
 START = time.perf_counter()
-KEPT = ("run.json", "recipe.json", "metrics.jsonl", "samples.png", "card.md")
+KEPT = ("run.json", "metrics.jsonl", "samples.png", "card.md")
 BATCH = 1000
 
 
