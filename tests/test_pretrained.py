@@ -194,7 +194,7 @@ def finished(folder, half=False):
     save_file(full, folder / "model.safetensors")
     info = read_json(PACKAGE / "digits-cd" / "run.json")
     info["sha256"] = {"model": checksum((folder / "model.safetensors").read_bytes())}
-    info["recipe"] |= {"steps": 77, "data": "here/digits.tar"}
+    info["recipe"] |= {"steps": 77, "data": "here/digits.tar", "minutes": 2.5}
     (folder / "run.json").write_text(json.dumps(info))
     if half:
         save_file({k: w.half() for k, w in full.items()}, folder / "model.safetensors")
@@ -209,7 +209,8 @@ def test_the_tool_rounds_and_seals_a_run(tmp_path, half):
     row = {"frechet": 12.345, "precision": 0.5, "recall": 0.25, "card": card}
     row["card"]["precision_recall"] = "k = 3"
     (run / "scores.json").write_text(json.dumps({"1": row, "2": {**row, "frechet": 7.5}}))
-    made = pretrain.make(run, "mine", data="digits", note="as they are", out=tmp_path)
+    given = {"data": "digits", "note": "as they are", "teacher": "runs/big", "start": ""}
+    made = pretrain.make(run, "mine", out=tmp_path, **given)
     assert {file.name for file in made.iterdir()} == {"model.safetensors", "run.json", "card.md"}
     info, weights = read_json(made / "run.json"), load_file(made / "model.safetensors")
     assert info["sha256"]["model"] == checksum((made / "model.safetensors").read_bytes())
@@ -218,7 +219,8 @@ def test_the_tool_rounds_and_seals_a_run(tmp_path, half):
     assert all((weights[k].float() - w.float()).abs().max() < 2e-3 for k, w in given.items())
     assert info["recipe"]["data"] == "digits" and info["notes"]["data"] == "as they are"
     assert [(row["steps"], row["frechet"]) for row in info["scores"]] == [(1, 12.345), (2, 7.5)]
-    assert info["notes"]["command"] == "consistency-edu train digits-cd --steps 77 --seed 0"
+    command = "consistency-edu train digits-cd --steps 77 --minutes 1.1 --teacher runs/big --seed 0"
+    assert info["notes"]["command"] == command
     text = (made / "card.md").read_text(encoding="utf-8")
     for word in ("**1 evaluation**: Fréchet distance, digits: 12.35", "**2 evaluations**", "7.5"):
         assert word in text

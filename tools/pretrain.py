@@ -1,12 +1,14 @@
 """Make a student that comes with the course out of a finished run.
 
-    python tools/pretrain.py runs/cifar10-cd-mini cifar10-cd-mini --data cifar10 \\
-        --note "the images were CIFAR-10 as lossy JPEGs"
+    python tools/pretrain.py runs/cd-mini cifar10-cd-mini --data cifar10 \\
+        --note "the images were CIFAR-10 as lossy JPEGs" \\
+        --teacher runs/cifar10-teacher-small --start runs/cifar10-teacher-mini
 
 writes consistency_edu/pretrained/NAME/{model.safetensors,run.json,card.md}: weights rounded to 16
 bits, their checksum, and a card with data, commands, scores (those of scores.json in the run's
 folder, where benchmarks/cifar10.py puts them, or of evaluation.json), limits and licence.
-`--data` names what the data are called elsewhere, if the run read them from a path of its machine.
+`--data` names what the data are called elsewhere, if the run read them from a path of its machine;
+`--teacher` and `--start` are the runs that it was given, for the command on the card.
 """
 
 import argparse
@@ -55,15 +57,27 @@ def rounded(content: bytes, expected: str | None) -> bytes:
     return save(half)
 
 
-def command_of(recipe: Recipe, seed: int) -> str:
-    """The command that trains `recipe`, with what it changes of the one of that name."""
+def command_of(recipe: Recipe, seed: int, given: dict[str, str]) -> str:
+    """The command that trains `recipe`, with what it changes of the one of that name, and `given`.
+
+    `given` are the runs of teacher and start, if they are not the recipe's own.
+    """
     base = RECIPES.get(recipe.name, Recipe(recipe.name))
     words = [f"consistency-edu train {recipe.name}"]
     for field in dataclasses.fields(Recipe):
         value = getattr(recipe, field.name)
         if value != getattr(base, field.name) and field.name != "about":
             words.append(f"--{field.name.replace('_', '-')} {value}")
+    words += [f"--{name} {run}" for name, run in given.items() if run]
     return " ".join([*words, f"--seed {seed}"])
+
+
+def as_it_went(info: dict, data: str) -> Recipe:
+    """The recipe of `info` with its data called `data`, and the minutes that it really had."""
+    recipe, minutes = info["recipe"], round(info["seconds"] / 60, 1)
+    if recipe.minutes and abs(recipe.minutes - minutes) > 0.2:  # shortened to end in time
+        recipe = dataclasses.replace(recipe, minutes=minutes)
+    return dataclasses.replace(recipe, data=data or recipe.data)
 
 
 def scores_of(folder: Path) -> list[dict]:
@@ -91,8 +105,7 @@ def card_of(name: str, info: dict, command: str, rows: list[dict], note: str) ->
     heading = [f"# {name}", "", "A student that comes with the course.", ""]
     made = [
         f"- **data**: {note}" if note else "",
-        f"- **made by**: `{command}`"
-        + (f", the teacher by `consistency-edu train {recipe.source}`" if recipe.source else ""),
+        f"- **made by**: `{command}`",
         f"- **weights**: the average (EMA) of the training; {ROUNDED}, `model.safetensors`",
         f'- **use**: `load_pretrained("{name}").sample(noise)` with standard normal noise, or '
         f"`consistency-edu sample {name}`",
@@ -106,7 +119,7 @@ def card_of(name: str, info: dict, command: str, rows: list[dict], note: str) ->
 
 
 def make(
-    folder: Path, name: str, *, data: str = "", note: str = "", out: Path = PRETRAINED
+    folder: Path, name: str, *, data: str = "", note: str = "", out: Path = PRETRAINED, **given: str
 ) -> Path:
     """Write the student `name` of the finished run in `folder` under `out`, and try it."""
     info = check_info(read_json(folder / "run.json"), folder)
@@ -114,11 +127,10 @@ def make(
     content = rounded(path.read_bytes(), info["sha256"].get("model"))
     if len(content) > LIMIT:
         raise InputError(f"{len(content) / 1e6:.1f} MB in 16 bits are too many to carry along.")
-    if (data or info["recipe"].data) not in LICENCES:
+    info["recipe"] = as_it_went(info, data)
+    if info["recipe"].data not in LICENCES:
         raise InputError(f"the data are '{info['recipe'].data}': name them with --data.")
-    if data:
-        info["recipe"] = dataclasses.replace(info["recipe"], data=data)
-    command = command_of(info["recipe"], info["seed"])
+    command = command_of(info["recipe"], info["seed"], given)
     record = dataclasses.asdict(info["recipe"])
     notes = {"rounding": ROUNDED, **({"data": note} if note else {}), "command": command}
     goal = out / name
@@ -142,9 +154,11 @@ def main() -> None:
     parser.add_argument("name", help="what users call the student")
     parser.add_argument("--data", default="", help="the name of its data elsewhere")
     parser.add_argument("--note", default="", help="what else must be said of the data")
-    args = parser.parse_args()
+    parser.add_argument("--teacher", default="", help="the run of its teacher, for the card")
+    parser.add_argument("--start", default="", help="the run that it started from, for the card")
+    args = vars(parser.parse_args())
     try:
-        goal = make(args.run, args.name, data=args.data, note=args.note)
+        goal = make(args.pop("run"), args.pop("name"), **args)
     except InputError as error:
         raise SystemExit(f"pretrain: {error}") from None
     size = sum(file.stat().st_size for file in goal.iterdir())
