@@ -64,7 +64,7 @@ class Bench:
     """Noise, batches and the clock for all measurements."""
 
     def __init__(self, args):
-        self.args, self.start = args, time.perf_counter()
+        self.args, self.start, self.shape = args, time.perf_counter(), (3, 32, 32)
 
     def check(self):
         if time.perf_counter() - self.start > self.args.until:
@@ -79,7 +79,7 @@ class Bench:
         self.check()
         dice, size = self.dice(seed), min(BATCH, count)
         for _ in range(count // size):
-            noise = torch.randn(size, 3, 32, 32, device=self.args.device, generator=dice)
+            noise = torch.randn(size, *self.shape, device=self.args.device, generator=dice)
             yield way(noise, dice)
 
     def all(self, way, count):
@@ -137,11 +137,15 @@ def coverage(bench, runs, judge):
     accuracy = (guess == labels["test"]).double().mean().item()
     rows = {"real": {"accuracy": accuracy, **row}, "classes": list(sets["train"].classes)}
     for name, way in ways(runs).items():
-        if "ddim" not in name:
-            rows[name] = shares(
-                features(judge, bench.batches(way, bench.args.samples), bench.args.device)
-            )[1]
-            say(name, "shares", [round(s, 3) for s in rows[name]["shares"]])
+        if "ddim" in name:
+            continue
+        try:
+            batches = bench.batches(way, bench.args.samples)
+            rows[name] = shares(features(judge, batches, bench.args.device))[1]
+        except Late:
+            say("no time for more shares")
+            break
+        say(name, "shares", [round(s, 3) for s in rows[name]["shares"]])
     return rows
 
 
@@ -245,6 +249,7 @@ def main():
         runs[file.parent.name] = fast(file.parent, args.device)
     judge = Judge(args.features, load_images(args.data, "train"), args.runs, args.device)
     say("runs:", ", ".join(runs))
+    bench.shape = next(iter(runs.values())).shape
     args.out.mkdir(parents=True, exist_ok=True)
     for measure in (structure, coverage, speeds, curves):
         try:

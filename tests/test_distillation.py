@@ -113,6 +113,7 @@ def test_the_loss_is_weighted_and_taken_from_the_distance(generator):
     assert torch.allclose(plain, (noisy - cleaner).abs().sum(1))
     assert torch.allclose(loss(weight=cd.inverse_gap)[0], plain / (high - low), rtol=1e-4)
     assert torch.allclose(loss()[0], plain / (high - low), rtol=1e-4)  # the default
+    assert torch.allclose(loss(weight=cd.root_gap)[0], plain / (high - low).sqrt(), rtol=1e-4)
     assert torch.allclose(loss(weight=lambda low, high: low)[0], plain * low, rtol=1e-4)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import warnings
 
 import lpips
 import pytest
@@ -12,6 +13,7 @@ from torchvision.models import squeezenet1_1
 
 from consistency_edu import image_methods
 from consistency_edu.data import InputError
+from consistency_edu.distillation import FeatureDistance
 from consistency_edu.image_methods import (
     METHODS,
     Clamped,
@@ -362,6 +364,44 @@ def test_a_seen_distance_is_symmetric_enlarges_and_teaches_only_its_first_argume
     large = [torch.nn.functional.interpolate(x, (48, 48), mode="bilinear") for x in (a, b)]
     assert torch.allclose(distance, looks(*large), rtol=1e-4)
     assert not any(p.requires_grad for p in looks.distance.parameters())
+
+
+def test_a_looking_distance_computes_in_the_recipes_precision(backbone):
+    looks = perceptual(LpipsMaps("squeeze", backbone), 48)
+    a, b = pictures(), pictures(seed=1)
+    exact = looks(a, b)
+    assert looks.speed_up(a, torch.bfloat16, "nothing") is False
+    rounded = looks(a, b)
+    assert rounded.dtype == torch.float32
+    assert torch.allclose(rounded, exact, rtol=0.02) and not torch.equal(rounded, exact)
+    looks.speed_up(a, None, "nothing")
+    assert torch.equal(looks(a, b), exact)
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_looking_distance_is_compiled_or_says_that_it_is_not(breaks, backbone, monkeypatch):
+    calls = []
+
+    def compiled(*args, **options):
+        calls.append(args)
+        if breaks:
+            raise RuntimeError("no compiler\nmuch more")
+        return FeatureDistance.forward(looks.distance, *args)
+
+    def compiles(self, **options):
+        assert options == {"dynamic": False}
+        self._compiled_call_impl = compiled
+
+    monkeypatch.setattr(FeatureDistance, "compile", compiles)
+    looks = perceptual(LpipsMaps("squeeze", backbone), 48)
+    a, b = pictures(), pictures(seed=1)
+    exact = looks(a, b)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert looks.speed_up(a, None, "networks") is not breaks
+    told = [str(w.message) for w in said if "torch.compile failed" in str(w.message)]
+    assert told == ["torch.compile failed, so images are compared without it: no compiler"][:breaks]
+    assert len(calls) == 1 and torch.equal(looks(a, b), exact) and len(calls) == 1 + (not breaks)
 
 
 @pytest.mark.parametrize("method", ["cd", "ct", "pd", "direct", "boot"])
