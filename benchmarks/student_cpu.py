@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from consistency_edu.image_methods import PRECISIONS, grid_of, network_in
 from consistency_edu.image_runs import load_run
@@ -46,6 +47,14 @@ def speed(sample, noise, seconds):
     return count / (time.perf_counter() - clock), count / spent
 
 
+def bounds(draw, shape):
+    """Billions of operations an image, and of those that a matrix product does in a second."""
+    with FlopCounterMode(display=False) as counter:
+        draw(torch.randn(1, *shape))
+    a, size = torch.randn(1, 2048, 2048), 2 * 2048**3 / 1e9
+    return counter.get_total_flops() / 1e9, size * speed(lambda x: x @ x, a, 1.0)[0]
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -66,6 +75,11 @@ def main():
         f"{sum(p.numel() for p in network.parameters()):,} weights"
     )
     draw = lambda noise: sample_one_step(run.model, noise)
+    work, product = bounds(draw, run.shape)
+    print(
+        f"{work:.2f} GFLOP an image; float32 matrix products run at {product:.0f} GFLOP/s, enough "
+        f"for {product / work:.0f} images/s"
+    )
     rates = {}
     for batch in args.batches:
         for layout in LAYOUTS:
