@@ -38,5 +38,6 @@ setup(
         "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
     },
     include_package_data=True,
+    package_data={cfg["lib_path"]: ["pretrained/*/*"]},
     zip_safe=False,
 )

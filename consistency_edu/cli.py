@@ -46,6 +46,7 @@ from consistency_edu.image_runs import (
     check_writable,
     image_grid,
     load_run,
+    pretrained_names,
     train_recipe,
     write_file,
 )
@@ -162,7 +163,7 @@ class SampleConfig:
     """A grid of images from a finished run, as a PNG file."""
 
     run: tyro.conf.Positional[Path]
-    """the folder of the run"""
+    """the folder of the run, or the name of a student that comes with the course"""
     out: Path = Path("grid.png")
     """the PNG file to write"""
     steps: int = 0
@@ -317,6 +318,7 @@ def examine() -> dict[str, str]:
         "gpu": "; ".join(gpus()) or "none: digits and toys train on the CPU",
         "disk": f"{free:.0f} GB free here" + ("" if free > 2 else ": too little for long runs"),
         "digits": "come with scikit-learn",
+        "students": f"{', '.join(pretrained_names())} come with the course",
         "downloads": ", ".join(images) or "none yet: cifar10 is fetched when it is first used",
     }
 
@@ -395,7 +397,7 @@ class EvaluateConfig:
     """FID, precision and recall of a run's samples, with the floor and all that they rest on."""
 
     run: tyro.conf.Positional[Path]
-    """the folder of a finished run"""
+    """the folder of a finished run, or the name of a student that comes with the course"""
     steps: tuple[int, ...] = (1,)
     """numbers of steps to sample with: 1, 2 or both; a teacher takes its own"""
     reference: str = ""
@@ -411,7 +413,7 @@ class EvaluateConfig:
     seed: int = 0
     """draws the noise, which all numbers of steps share"""
     out: Path | None = None
-    """the file of the numbers; RUN/evaluation.json if not given"""
+    """the file of the numbers; if not given RUN/evaluation.json, for a name NAME-evaluation.json"""
 
 
 def check_evaluation(config: EvaluateConfig) -> list[Run]:
@@ -430,7 +432,9 @@ def check_evaluation(config: EvaluateConfig) -> list[Run]:
 
 def file_of(config: EvaluateConfig) -> Path:
     """Return the file that the numbers go to."""
-    return config.out or config.run / "evaluation.json"
+    is_folder = (config.run / "run.json").is_file()
+    beside = config.run / "evaluation.json" if is_folder else Path(f"{config.run}-evaluation.json")
+    return config.out or beside
 
 # %% ../nbs/19_cli.ipynb #ev19000c
 def sample_batches(run: Run, config: EvaluateConfig, steps: int) -> Iterator[torch.Tensor]:
@@ -503,7 +507,7 @@ class EditConfig:
     """Edit an image with the student of a finished run: keep what is known, generate the rest."""
 
     run: tyro.conf.Positional[Path]
-    """the folder of a finished run of cd or ct"""
+    """the folder of a finished run of cd or ct, or the name of a student of the course"""
     task: str
     """inpaint, colorize, superres, stroke, denoise or interpolate"""
     out: Path

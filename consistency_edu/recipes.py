@@ -7,7 +7,8 @@ __all__ = ['SIGMA_MIN', 'SIGMA_MAX', 'TAU', 'BATCH', 'PAIRS', 'FIRST', 'GUIDANCE
            'ToyConfig', 'Judge', 'solution', 'ToyRun', 'sampling_sigmas', 'record', 'label', 'train_teacher',
            'train_cd', 'train_ct', 'train_direct', 'train_pd', 'train_boot', 'train_guided_boot', 'sample_student',
            'do_teacher', 'do_exact', 'do_cd', 'do_pd', 'do_guided_boot', 'stages', 'draw_clouds', 'draw_cloud',
-           'numbers', 'joined', 'shrink', 'animate_run', 'save_run', 'check_config', 'start_run', 'line', 'run_toy']
+           'numbers', 'joined', 'shrink', 'animate_run', 'save_run', 'check_config', 'start_run', 'line', 'run_toy',
+           'load_pretrained']
 
 # %% ../nbs/18_recipes.ipynb #c27ad910
 import copy
@@ -33,7 +34,7 @@ from consistency_edu.data import (
     toy_batches,
 )
 from .distillation import ConsistencyDistillation
-from .image_runs import check_writable, write_json
+from .image_runs import check_writable, load_pretrained, write_json
 from .metrics import energy_distance, paired_error, sliced_w2
 from .networks import MLP
 from consistency_edu.pf_ode import (
@@ -478,3 +479,6 @@ def run_toy(config: ToyConfig, report: Callable[[str], None] = tqdm.write) -> di
         save_run(run)
         raise
     return save_run(run)
+
+# %% ../nbs/18_recipes.ipynb #ps180002
+_all_ = ["load_pretrained"]

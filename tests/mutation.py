@@ -62,7 +62,7 @@ def pytest(folder, module, also=()):
 
 def copy(folder):
     """Copy what tests need of the project into `folder`."""
-    for name in ("consistency_edu", "tests", "results", "nbs"):
+    for name in ("consistency_edu", "tests", "results", "nbs", "tools"):
         if (ROOT / name).exists():
             shutil.copytree(
                 ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")

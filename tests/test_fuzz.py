@@ -107,7 +107,7 @@ def runs(tmp_path_factory):
 
 WORDS = ["", "-", "--", "---", "--=", "=", "--out", "--seed", "--steps", "--lr", "\x00", "é\u202e"]
 WORDS += ["../../..", "/dev/null", "/dev/full/x", "~", "$HOME", "a" * 5000, "-1", "1e999", "nan"]
-WORDS += ["None", "[]", "{}", "%s%n", "'; touch bomb; '", "digits-cd", "--resume=maybe", "--keep"]
+WORDS += ["None", "[]", "{}", "%s%n", "'; touch bomb; '", "digits-pd", "--resume=maybe", "--keep"]
 
 
 def test_command_lines_of_random_words(cwd):
