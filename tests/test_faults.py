@@ -304,8 +304,8 @@ def test_a_small_tmpfs_that_fills_up_costs_no_checkpoint(stopped, tmp_path):
 
 
 def test_a_nan_stops_the_run_and_leaves_its_checkpoint(tmp_path, monkeypatch):
-    def poisoned(*args):
-        objective = build(*args)
+    def poisoned(*args, **options):
+        objective = build(*args, **options)
         forward, calls = objective.forward, iter(range(1, 1000))
 
         def spoil(x, labels=None, *, generator=None):
