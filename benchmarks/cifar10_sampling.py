@@ -7,8 +7,7 @@ the teacher's of the same noise, and of another noise), gallery.npz (48 noises t
 coverage.json (shares of the classes, by a linear probe on the features), speeds.json (images per
 second on this card), curves.json (Fréchet distance of --samples samples against evaluations; for the
 runs named by --search with time points found by ternary search), in this order; what does not fit
-before --until seconds is left out.  The first run that is a teacher of the `small` network is the
-teacher.
+before --until seconds is left out.  The teacher of the comparisons is the run teacher-small.
 """
 
 import argparse
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cifar10 import BATCH, Judge, fast, say, write
+from cifar10 import BATCH, START, Judge, fast, say, write
 
 from consistency_edu.data import load_images
 from consistency_edu.evaluation import as_rgb
@@ -61,13 +60,13 @@ def ways(runs):
 
 
 class Bench:
-    """Noise, batches and the clock for all measurements."""
+    """Noise, batches and the end of the time for all measurements."""
 
-    def __init__(self, args):
-        self.args, self.start, self.shape = args, time.perf_counter(), (3, 32, 32)
+    def __init__(self, args, shape):
+        self.args, self.shape = args, shape
 
     def check(self):
-        if time.perf_counter() - self.start > self.args.until:
+        if time.perf_counter() - START > self.args.until:
             raise Late
 
     def dice(self, seed=0):
@@ -243,13 +242,12 @@ def main():
     parser.add_argument("--until", type=float, default=float("inf"))
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args()
-    bench, runs = Bench(args), {}
-    files = sorted(args.runs.glob("*/run.json"), key=lambda f: "teacher-small" not in str(f))
-    for file in files:
-        runs[file.parent.name] = fast(file.parent, args.device)
+    folders = [file.parent for file in args.runs.glob("*/run.json")]
+    folders.sort(key=lambda folder: (folder.name != "teacher-small", folder.name))
+    runs = {folder.name: fast(folder, args.device) for folder in folders}
     judge = Judge(args.features, load_images(args.data, "train"), args.runs, args.device)
     say("runs:", ", ".join(runs))
-    bench.shape = next(iter(runs.values())).shape
+    bench = Bench(args, next(iter(runs.values())).shape)
     args.out.mkdir(parents=True, exist_ok=True)
     for measure in (structure, coverage, speeds, curves):
         try:

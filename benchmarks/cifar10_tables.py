@@ -23,9 +23,9 @@ from matplotlib.colors import to_rgb
 from torch import Tensor
 
 from consistency_edu import viz
-from consistency_edu.image_methods import NEEDS_TEACHER
+from consistency_edu.image_methods import NEEDS_TEACHER, Recipe, evaluations
 from consistency_edu.image_recipes import RECIPES
-from consistency_edu.image_runs import show_images
+from consistency_edu.image_runs import read_metrics, show_images
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER, SHIPPED = "teacher-small", "cd-mini"
@@ -118,11 +118,6 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def read_lines(path: Path) -> list[dict]:
-    """Return the rows of the JSONL file `path`; none if there is no such file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 @dataclass
 class Results:
     """All that lies in a folder of results: `runs` by name, and the files beside them."""
@@ -196,7 +191,7 @@ def read_results(folder: str | Path = ROOT / "results" / "cifar10") -> Results:
         run = read_json(folder / name / "run.json")
         run["scores"] = read_json(folder / name / "scores.json")
         run["learning"] = read_json(folder / name / "learning.json") or []
-        run["metrics"] = read_lines(folder / name / "metrics.jsonl")
+        run["metrics"] = read_metrics(folder / name)
         results.runs[name] = run
     return results
 
@@ -264,8 +259,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def nfe_of(run: dict, steps: int) -> int:
     """Return how many evaluations a sample of `run` in `steps` costs."""
-    recipe = run.get("recipe", {})
-    return 2 * recipe["points"] - 1 if recipe.get("method") == "teacher" else steps
+    return evaluations(Recipe(**run["recipe"]), steps)
 
 
 def images_seen(run: dict) -> float:

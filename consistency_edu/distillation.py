@@ -93,7 +93,7 @@ def inverse_gap(low: Tensor, high: Tensor) -> Tensor:
 
 
 def root_gap(low: Tensor, high: Tensor) -> Tensor:
-    """Weigh the interval from `low` to `high` `[B]` by (high - low)^(-1/2): between the two."""
+    """Weigh the interval from `low` to `high` `[B]` by 1 / sqrt(high - low): in between (ours)."""
     return (high - low).rsqrt()
 
 # %% ../nbs/11_distillation.ipynb #fc15d20ab

@@ -59,6 +59,7 @@ from consistency_edu.progressive import (
     ProgressiveDistillation,
 )
 from .sampling import sample_multistep, sample_one_step
+from .training import or_uncompiled
 
 # %% ../nbs/18_image_methods.ipynb #ir000006
 @dataclass(frozen=True)
@@ -507,16 +508,11 @@ class Offstage:
         if compiles == "nothing":
             return False
         self.distance.compile(dynamic=False)
-        try:
+
+        def attempt() -> None:
             self(like.clone().requires_grad_(), like).sum().backward()
-            return True
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception as error:
-            self.distance._compiled_call_impl = None
-            story = f"torch.compile failed, so images are compared without it: {error}"
-            warnings.warn(story.split("\n")[0], stacklevel=2)
-            return False
+
+        return or_uncompiled([self.distance], attempt, "images are compared without it")
 
 
 def perceptual(maps: nn.Module, size: int = 64) -> Offstage:

@@ -13,7 +13,6 @@ __all__ = ['RATES', 'PRETRAINED', 'LIMITS', 'NO_BOOKS', 'write_file', 'write_tex
 # %% ../nbs/18_image_runs.ipynb #ru000004
 import contextlib
 import dataclasses
-import difflib
 import json
 import math
 import os
@@ -271,15 +270,11 @@ def folder_of(run: str | Path) -> Path:
     """
     if (Path(run) / "run.json").is_file():
         return Path(run)
-    names = pretrained_names()
-    if str(run) in names:
-        return PRETRAINED / str(run)
-    near = difflib.get_close_matches(str(run), names, n=1)
-    hint = f" (did you mean '{near[0]}'?)" if near else ""
-    raise InputError(
-        f"there is no finished run in '{run}': train one first, --resume it, or take one that "
-        f"comes with the course, {' or '.join(names)}{hint}."
-    )
+    try:
+        return PRETRAINED / choose("finished run in", str(run), pretrained_names())
+    except InputError as error:
+        end = "which come with the course, or train one first, or --resume it."
+        raise InputError(f"{str(error).rstrip('.')}, {end}") from None
 
 
 def load_pretrained(name: str, device: str = "cpu") -> Run:
@@ -426,7 +421,7 @@ def device_of(recipe: Recipe, workers: Workers) -> torch.device:
         return torch.device("cuda", torch.cuda.current_device())
     return choose_device(recipe.device)
 
-
+# %% ../nbs/18_image_runs.ipynb #ru000081
 def prepare(
     recipe: Recipe, objective: nn.Module, shape: tuple[int, int, int], device: torch.device
 ) -> None:
@@ -456,7 +451,7 @@ def prepare(
             fits //= 2
     raise InputError(f"a batch of {recipe.batch} is too much for '{device}': use --batch {fits}.")
 
-
+# %% ../nbs/18_image_runs.ipynb #ru000083
 def check_data(recipe: Recipe, images: ImageSet, teacher: Run | None) -> None:
     """Raise InputError unless `images` fit the `recipe` and its `teacher`."""
     shape = tuple(images.images.shape[1:])
@@ -834,7 +829,7 @@ def card(recipe: Recipe, info: dict) -> str:
     }
     return "\n".join(
         [
-            f"# {recipe.name}\n\n{recipe.about}\n",
+            f"# {recipe.name}\n\n*The recipe*: {recipe.about}\n",
             "![64 samples of one fixed noise](samples.png)\n",
             f"- **method**: {recipe.method}, {evaluations(recipe)} evaluations a sample",
             f"- **trained on**: {data}, {labels}, {list(info['shape'])} pixels",

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['EMA', 'move_towards', 'cosine_rate', 'constant_rate', 'TrainingDiverged', 'check_loss', 'read_later', 'add_gradient',
            'make_optimizer', 'TrainState', 'train', 'Fitted', 'progress', 'fit', 'set_precision', 'compile_networks',
-           'randomness_of', 'set_randomness', 'try_out', 'speed_up', 'weights_of', 'numbers_of', 'pack', 'checksum',
-           'write_bytes', 'save_checkpoint', 'Checkpoint', 'DamagedCheckpoint', 'unpack', 'load_checkpoint',
-           'load_weights', 'check_checkpoint', 'restore', 'restore_randomness']
+           'randomness_of', 'set_randomness', 'try_out', 'speed_up', 'or_uncompiled', 'weights_of', 'numbers_of',
+           'pack', 'checksum', 'write_bytes', 'save_checkpoint', 'Checkpoint', 'DamagedCheckpoint', 'unpack',
+           'load_checkpoint', 'load_weights', 'check_checkpoint', 'restore', 'restore_randomness']
 
 # %% ../nbs/05_training.ipynb #4b020643
 import copy
@@ -322,20 +322,31 @@ def speed_up(
     set_precision(objective, precision)
     objective.online.train()
     parts = compile_networks(objective, compiles, **options)
-    try:
+
+    def attempt() -> None:
         for _ in range(3 if compiles == "graphs" else 1):  # to warm up, to record, to replay
             try_out(objective, batch)
+
+    return or_uncompiled(parts, attempt, "training goes on without it")
+
+
+def or_uncompiled(parts: list[nn.Module], attempt: Callable[[], None], outcome: str) -> bool:
+    """Call `attempt`; return whether the compiled `parts` worked.
+
+    Where they fail, they are given up, a warning tells the `outcome`, and it is called once more.
+    """
+    try:
+        attempt()
+        return bool(parts)
     except Exception as error:
         for part in parts:
             part._compiled_call_impl = None
         if not parts or isinstance(error, torch.cuda.OutOfMemoryError):
             raise
         reason = " ".join(str(error).split("\n")[:2]) or type(error).__name__
-        story = f"torch.compile failed, so training goes on without it: {reason}"
-        warnings.warn(story, stacklevel=2)
-        try_out(objective, batch)
-        return False
-    return bool(parts)
+        warnings.warn(f"torch.compile failed, so {outcome}: {reason}", stacklevel=3)
+    attempt()
+    return False
 
 # %% ../nbs/05_training.ipynb #3a82bbac
 def weights_of(module: nn.Module) -> dict[str, Tensor]:

@@ -338,3 +338,27 @@ def test_the_committed_readme_is_what_its_files_say():
     assert path.read_text(encoding="utf-8") == tables.readme(results), f"run {FILE.name}"
     for name in re.findall(r"images/(cifar10_\w+\.png)", path.read_text(encoding="utf-8")):
         assert (ROOT / "images" / name).exists(), f"run {FILE.name}"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "runs"),
+    [
+        ("teacher-small", ["teacher-small"]),
+        ("cd-small", ["best-small", "cd-small-huber"]),
+        ("ct-small", ["ct-small"]),
+        ("boot-small", ["boot-small"]),
+        ("cd-mini", ["cd-mini"]),
+    ],
+)
+def test_what_a_recipe_says_of_its_results_is_what_the_runs_files_say(recipe, runs):
+    from consistency_edu.image_recipes import FOUND
+
+    results = tables.read_results()
+    said = set(re.findall(r"\d+\.?\d*", FOUND[recipe].replace(",", "")))
+    for run in runs:
+        for steps in results.runs[run]["scores"]:
+            value = results.score(run, int(steps))
+            assert {f"{value:.1f}", f"{value:.0f}"} & said, (run, value)
+        assert f"{results.runs[run]['seconds'] / 60:.1f}" in said
+    if recipe == "boot-small":
+        assert f"{results.score(runs[0], 1, 'recall'):.2f}" in said

@@ -105,7 +105,7 @@ def card_of(name: str, info: dict, command: str, rows: list[dict], note: str) ->
     heading = [f"# {name}", "", "A student that comes with the course.", ""]
     made = [
         f"- **data**: {note}" if note else "",
-        f"- **made by**: `{command}`",
+        f"- **to make one alike**: `{command}`",
         f"- **weights**: the average (EMA) of the training; {ROUNDED}, `model.safetensors`",
         f'- **use**: `load_pretrained("{name}").sample(noise)` with standard normal noise, or '
         f"`consistency-edu sample {name}`",
