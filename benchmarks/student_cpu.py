@@ -1,12 +1,12 @@
-"""How many images does a student make a second on two CPU cores, and how many its teacher?
+"""How many images does a student make a second on two CPU cores, and how many a teacher of its size?
 
     python benchmarks/student_cpu.py                        # the student that comes with the course
     python benchmarks/student_cpu.py --precision bfloat16   # for CPUs that multiply in it (AMX)
     python benchmarks/student_cpu.py runs/mine --threads 4 --batches 8 64
 
 One row for each batch size and each layout of memory: pixels channel by channel, or the channels of
-a pixel side by side (channels last).  Then the best of them again, beside the teacher's walk of 35
-evaluations with the same network, and their ratio.  "A core" counts the seconds in which a core
+a pixel side by side (channels last).  Then the best of them again, beside a walk of 35
+evaluations with the same network, as a teacher of its size takes, and their ratio.  "A core" counts the seconds in which a core
 worked for this process, so other processes on the machine disturb it less.
 """
 
@@ -95,7 +95,7 @@ def main():
     walk = speed(lambda noise: solve_pf_ode(teacher, noise, grid), noise, args.seconds)[0]
     jump = speed(draw, noise, args.seconds)[0]
     print(
-        f"best: batch {batch}, {layout}: {jump:.1f} images/s in one step; its teacher's "
+        f"best: batch {batch}, {layout}: {jump:.1f} images/s in one step; a walk of "
         f"{2 * recipe.points - 1} evaluations {walk:.2f} images/s; {jump / walk:.1f} times as fast"
     )
 
