@@ -1,16 +1,19 @@
 """Measure how the finished runs of the CIFAR-10 table sample: what cifar10.py does not.
 
     python benchmarks/cifar10_sampling.py --data cifar10 --search best-small cd-mini
+    python benchmarks/cifar10_sampling.py --names teacher-small pd-small --only structure coverage
 
-Reads the runs under --runs and writes to --out: structure.json (how far students' images lie from
+Reads the runs under --runs (those of --names only) and writes to --out: structure.json (how far students' images lie from
 the teacher's of the same noise, and of another noise), gallery.npz (48 noises through all samplers),
 coverage.json (shares of the classes, by a linear probe on the features), speeds.json (images per
 second on this card), curves.json (Fréchet distance of --samples samples against evaluations; for the
 runs named by --search with time points found by ternary search), in this order; what does not fit
-before --until seconds is left out.  The teacher of the comparisons is the run teacher-small.
+before --until seconds is left out.  What the files there say of other runs stays.  The teacher of the
+comparisons is the run teacher-small.
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from consistency_edu.sampling import sample_multistep, search_time_points
 
 HEUN = (2, 3, 5, 9, 18)  # points of the grid: 2 N - 1 evaluations
 DDIM = (1, 2, 5, 10, 20, 50)  # evaluations
-GALLERY = 48
+GALLERY = 32
 
 
 class Late(Exception):
@@ -101,7 +104,9 @@ def structure(bench, runs, judge):
         )
         distances[name] = {"paired": pair, "shuffled": other, "count": count}
     distances["teacher"] = leader
-    np.savez_compressed(bench.args.out / "gallery.npz", **gallery)
+    file = bench.args.out / "gallery.npz"
+    before = dict(np.load(file)) if file.exists() else {}
+    np.savez_compressed(file, **(before | gallery))
     return distances
 
 
@@ -229,6 +234,17 @@ def points_of(bench, judge, name, run):
         yield {"sampler": method, "nfe": 1, "frechet": value, "samples": count}
 
 
+MEASURES = {m.__name__: m for m in (structure, coverage, speeds, curves)}
+
+
+def joined(old, new):
+    """`new`, and what `old` says of runs that are not in it."""
+    if "rows" not in new:
+        return old | new
+    rows = {row["run"]: row for content in (old, new) for row in content["rows"]}
+    return new | {"rows": list(rows.values())}
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -241,20 +257,25 @@ def main():
     parser.add_argument("--search", nargs="*", default=[])
     parser.add_argument("--until", type=float, default=float("inf"))
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--names", nargs="*", default=[], help="of the runs; all if not given")
+    parser.add_argument("--only", nargs="*", choices=MEASURES, default=MEASURES)
     args = parser.parse_args()
     folders = [file.parent for file in args.runs.glob("*/run.json")]
+    folders = [folder for folder in folders if not args.names or folder.name in args.names]
     folders.sort(key=lambda folder: (folder.name != "teacher-small", folder.name))
     runs = {folder.name: fast(folder, args.device) for folder in folders}
     judge = Judge(args.features, load_images(args.data, "train"), args.runs, args.device)
     say("runs:", ", ".join(runs))
     bench = Bench(args, next(iter(runs.values())).shape)
     args.out.mkdir(parents=True, exist_ok=True)
-    for measure in (structure, coverage, speeds, curves):
+    for name in args.only:
+        file = args.out / f"{name}.json"
         try:
-            write(args.out / f"{measure.__name__}.json", measure(bench, runs, judge))
-            say(measure.__name__, "done")
+            found = MEASURES[name](bench, runs, judge)
+            write(file, joined(json.loads(file.read_text()), found) if file.exists() else found)
+            say(name, "done")
         except Late:
-            say("no time for", measure.__name__)
+            say("no time for", name)
 
 
 if __name__ == "__main__":

@@ -403,11 +403,11 @@ def open_workshop(
     first = load_run(start, str(device)).model if start is not None else None
     made = (recipe, network, master and master.model, len(images.classes))
     objective = build_objective(*made, start=first).to(device)
-    if recipe.pairs and recipe.method == "direct":
-        fill_pairs(recipe, objective, images, generator, workers)
     if images.images.nbytes < 2e9:
         images = images.to(device)
     prepare(dataclasses.replace(recipe, batch=share), objective, shape, device)
+    if recipe.pairs and recipe.method == "direct":  # by a teacher that is fast by now
+        fill_pairs(recipe, objective, images, generator, workers)
     if workers.rank:
         torch.manual_seed(seed + 1_000_003 * workers.rank)  # for dropout, each its own
     batches = batches_of(recipe, images, device, generator, workers)
@@ -479,8 +479,11 @@ def fill_pairs(
     if recipe.labels:
         rows = draw_uniform(noise.flatten(1)[:, 0], generator)
         labels = (rows * len(images.classes)).long()
-    grid, solver = objective.sigmas, objective.solver
-    objective.pairs = make_pairs(objective.teacher, noise, grid, solver=solver, labels=labels)
+    options = {"solver": objective.solver, "labels": labels, "shows": workers.rank == 0}
+    options["batch_size"] = workers.share(
+        recipe.batch
+    )  # the size that the teacher was compiled for
+    objective.pairs = make_pairs(objective.teacher, noise, objective.sigmas, **options)
     if workers:
         objective.pairs = Pairs(
             *(part if part is None else workers.gather(part).to(device) for part in objective.pairs)

@@ -46,7 +46,7 @@ from consistency_edu.pf_ode import (
 from .sampling import OneStepStudent, sample_multistep, sample_one_step
 from .score import DenoisingScoreMatching, ExactDenoiser, inverse_square
 from .sweeps import Sweep
-from .training import Fitted, fit
+from .training import Fitted, fit, progress
 
 # %% ../nbs/13_direct_and_progressive.ipynb #749843ba
 class FewStepStudent(OneStepStudent):
@@ -102,15 +102,21 @@ def make_pairs(
     solver: Callable = heun_step,
     labels: Tensor | None = None,
     batch_size: int = 512,
+    shows: bool = False,
 ) -> Pairs:
     """Solve the ODE of `teacher` from each row of `noise` `[P, ...]` down ascending `sigmas`.
 
-    A grid that starts at 0 ends with an Euler step.  `batch_size` rows are solved at a time.
+    A grid that starts at 0 ends with an Euler step.  `batch_size` rows are solved at a time; a bar
+    `shows` how far it is.
     """
     down = check_levels(sigmas).flip(0)
     parts = noise.split(batch_size)
     tags = [None] * len(parts) if labels is None else labels.split(batch_size)
-    ends = [solve_pf_ode(teacher, z, down, step=solver, labels=c) for z, c in zip(parts, tags)]
+    ends = []
+    with progress(len(noise), "pairs", **({} if shows else {"disable": True})) as bar:
+        for z, c in zip(parts, tags):
+            ends.append(solve_pf_ode(teacher, z, down, step=solver, labels=c))
+            bar.update(len(z))
     return Pairs(noise, torch.cat(ends), labels)
 
 # %% ../nbs/13_direct_and_progressive.ipynb #492b2692
