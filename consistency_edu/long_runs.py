@@ -220,9 +220,9 @@ class Workers(Group):
         flat = torch.cat([p.grad.flatten() for p in weights])
         with answered():
             dist.all_reduce(flat)
-        shares = (flat / self.count).split([p.numel() for p in weights])
-        for p, share in zip(weights, shares):
-            p.grad.copy_(share.view_as(p))
+        shares = flat.div_(self.count).split([p.numel() for p in weights])
+        means = [share.view_as(p) for p, share in zip(weights, shares)]
+        torch._foreach_copy_([p.grad for p in weights], means)
 
     def check_agreement(self, module: nn.Module) -> None:
         """Raise RuntimeError unless all workers have the same weights in `module`."""
