@@ -386,8 +386,9 @@ def edm_state(unet: UNet, size: int) -> dict[str, Tensor]:
 
     The way back of `from_edm_state`, for those who go on in EDM's or ECT's code.
     """
-    sizes, own = [size >> k for k in range(unet.levels)], unet.state_dict()
-    blocks = (len(unet.down.stages) + 1) // unet.levels - 1
+    levels = unet.divisor.bit_length()
+    sizes, own = [size >> k for k in range(levels)], unet.state_dict()
+    blocks = (len(unet.down.stages) + 1) // levels - 1
     order = check_sayable(unet)
     new = {b: own[a].clone() for a, b in tensor_names(unet, sizes, blocks).items()}
     for theirs in stage_names(sizes, blocks).values():
@@ -419,11 +420,10 @@ def check_sayable(unet: UNet) -> Tensor:
     blocks = [s.block for s in unet.up.stages if s.block.resize is double]
     same = all(b.conv1.in_channels == b.conv1.out_channels for b in blocks)
     heads = {m.heads for m in unet.modules() if isinstance(m, SelfAttention)}
-    alike = torch.allclose(ours[order], theirs, rtol=1e-3)
-    if heads != {1} or not same or not alike or unet.patch > 1:
+    if heads != {1} or not same or not torch.allclose(ours[order], theirs, rtol=1e-3):
         raise InputError(
-            "this U-Net is none of EDM's: it takes one attention head, levels of one width, no "
-            "patches, and frequencies from 0.0001 to 1, as named_unet('edm') has."
+            "this U-Net is none of EDM's: it takes one attention head, levels of one width and "
+            "frequencies from 0.0001 to 1, as named_unet('edm') has."
         )
     return torch.cat([order, order + len(ours)])
 
@@ -638,8 +638,9 @@ def as_diffusers(model: ConsistencyModel, size: int | None) -> nn.Module:
 # %% ../nbs/17_bridges.ipynb #br000056
 def unet_options(unet: UNet) -> dict:
     """Return the options with which UNet builds a network like `unet`, as plain values."""
-    first, blocks = unet.first.out_channels, (len(unet.down.stages) + 1) // unet.levels - 1
-    stages = [unet.down.stages[k * (blocks + 1)] for k in range(unet.levels)]
+    first, levels = unet.first.out_channels, unet.divisor.bit_length()
+    blocks = (len(unet.down.stages) + 1) // levels - 1
+    stages = [unet.down.stages[k * (blocks + 1)] for k in range(levels)]
     attends = [isinstance(s.attention, SelfAttention) for s in stages]
     heads = {m.norm.num_channels: m.heads for m in unet.modules() if isinstance(m, SelfAttention)}
     waves = unet.context.embed.frequencies
@@ -649,7 +650,6 @@ def unet_options(unet: UNet) -> dict:
         "multipliers": [s.block.conv1.out_channels // first for s in stages],
         "blocks": blocks,
         "attention": attends,
-        "patch": unet.patch,
         "head_size": head_size(heads),
         "embedding": 2 * len(waves),
         "frequencies": [float(waves.min()), float(waves.max())],

@@ -376,14 +376,10 @@ class UpPath(nn.Module):
         return h
 
 # %% ../nbs/04_networks.ipynb #be18c564
-def check_shape(
-    width: int, multipliers: Sequence, attention: Sequence, blocks: int, patch: int = 1
-) -> None:
+def check_shape(width: int, multipliers: Sequence, attention: Sequence, blocks: int) -> None:
     """Raise InputError unless a U-Net can be built from these numbers."""
-    if width < 4 or width % 4 or blocks < 1 or patch < 1:
-        raise InputError(
-            f"width {width} must be a multiple of 4, blocks {blocks} and patch {patch} at least 1."
-        )
+    if width < 4 or width % 4 or blocks < 1:
+        raise InputError(f"width {width} must be a multiple of 4, and blocks {blocks} at least 1.")
     if not multipliers or len(multipliers) != len(attention):
         raise InputError(
             f"{len(multipliers)} multipliers but {len(attention)} attention flags: give one each "
@@ -404,9 +400,8 @@ class UNet(nn.Module):
     """A network for images: `(x [B, C, H, W], c_noise [B], labels [B] or None) -> [B, C, H, W]`.
 
     Level k has `width` · `multipliers[k]` channels, `blocks` stages on the way down, and attention
-    where `attention[k]`; C = `channels`.  The first level has one pixel for each `patch`² pixels of
-    the image.  Labels are as in MLP.  Convolutions and attention compute in `precision` (None: that
-    of x).  The output is 0 until it is trained.
+    where `attention[k]`; C = `channels`.  Labels are as in MLP.  Convolutions and attention compute
+    in `precision` (None: that of x).  The output is 0 until it is trained.
     """
 
     def __init__(
@@ -417,7 +412,6 @@ class UNet(nn.Module):
         multipliers: Sequence[int] = (1, 2),
         blocks: int = 1,
         attention: Sequence[bool] = (False, True),
-        patch: int = 1,
         head_size: int = 64,
         embedding: int = 32,
         frequencies: tuple[float, float] = (0.25, 8.0),
@@ -426,42 +420,38 @@ class UNet(nn.Module):
         precision: torch.dtype | None = None,
     ):
         super().__init__()
-        check_shape(width, multipliers, attention, blocks, patch)
+        check_shape(width, multipliers, attention, blocks)
         sizes, context = [width * m for m in multipliers], 4 * width
-        self.channels, self.patch, self.levels = channels, patch, len(sizes)
-        self.divisor = patch * 2 ** (self.levels - 1)
+        self.channels, self.divisor = channels, 2 ** (len(sizes) - 1)
         self.num_classes, self.precision = num_classes, precision
         says = dict(embedding=embedding, frequencies=frequencies, num_classes=num_classes)
         self.context = Context(context, **says)
         options = dict(context=context, dropout=dropout, head_size=head_size)
-        self.first = Conv(channels * patch**2, width)
+        self.first = Conv(channels, width)
         self.down = DownPath(width, sizes, attention, blocks=blocks, **options)
         self.middle = nn.ModuleList(
             Stage(sizes[-1], sizes[-1], attends=attends, **options) for attends in (True, False)
         )
         self.up = UpPath(self.down.widths, sizes, attention, blocks=blocks, **options)
-        self.norm = GroupNorm(sizes[0])
-        self.last = Conv(sizes[0], channels * patch**2, gain=0.0)
+        self.norm, self.last = GroupNorm(sizes[0]), Conv(sizes[0], channels, gain=0.0)
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the network's raw output, with the shape and dtype of `x`."""
         check_images(x, self.channels, self.divisor)
         context = self.context(c_noise, labels)
-        rounded = F.pixel_unshuffle(x, self.patch).to(self.precision or x.dtype)
+        rounded = x.to(self.precision or x.dtype)
         if x.is_cuda:
             rounded = rounded.contiguous(memory_format=torch.channels_last)
         h, skips = self.down(self.first(rounded), context)
         for stage in self.middle:
             h = stage(h, context)
-        h = self.last(F.silu(self.norm(self.up(h, skips, context))))
-        return F.pixel_shuffle(h, self.patch).to(x.dtype)
+        h = self.up(h, skips, context)
+        return self.last(F.silu(self.norm(h))).to(x.dtype)
 
 # %% ../nbs/04_networks.ipynb #c0ffee03
 UNETS = {
     "tiny": dict(width=32, multipliers=(1, 2), blocks=1, attention=(False, True)),
-    "mini": dict(
-        width=128, multipliers=(1, 1, 1), blocks=1, attention=(True, False, False), patch=2
-    ),
+    "mini": dict(width=128, multipliers=(1, 1, 1), blocks=1, attention=(False, True, False)),
     "small": dict(width=128, multipliers=(1, 2, 2), blocks=1, attention=(False, True, False)),
     "edm": dict(
         width=128,
