@@ -186,14 +186,20 @@ def read_results(folder: str | Path = ROOT / "results" / "cifar10") -> Results:
     typed = path.read_text(encoding="utf-8") if path.exists() else ""
     results = Results(folder, commands=typed, gallery=gallery, **kept)
     names = {f.parent.name for f in folder.glob("*/run.json")}
-    order = list(TITLES)
-    for name in sorted(names, key=lambda n: (order.index(n) if n in order else len(order), n)):
+    order = [*TITLES, *sorted(names)]
+    for name in sorted(names, key=lambda n: (order.index(twin_of(n)), n)):
         run = read_json(folder / name / "run.json")
         run["scores"] = read_json(folder / name / "scores.json")
         run["learning"] = read_json(folder / name / "learning.json") or []
         run["metrics"] = read_metrics(folder / name)
         results.runs[name] = run
     return results
+
+
+def twin_of(name: str) -> str:
+    """Return the planned run that the run `name` (NAME-1: seed 1) repeats, or `name`."""
+    base = re.sub(r"-\d+$", "", name)
+    return base if base in TITLES else name
 
 
 def name_of(key: str) -> str:
@@ -235,7 +241,9 @@ def title(results: Results, name: str) -> str:
     """
     recipe = results.runs.get(name, {}).get("recipe", {})
     method = recipe.get("method", "")
-    words = TITLES.get(name) or METHODS.get(method, name)
+    twin = twin_of(name)
+    words = TITLES.get(twin) or METHODS.get(method, name)
+    words += name.removeprefix(twin).replace("-", ", seed ")
     if method not in ("cd", "ct"):
         return words
     distance, weight = distance_in_words(recipe), recipe.get("weight")
@@ -612,6 +620,36 @@ def not_run(results: Results) -> list[str]:
     ]
 
 
+def seeds_in_words(results: Results) -> str:
+    """Return the distances of runs that differ in their seed alone."""
+    lines = []
+    for name, run in results.runs.items():
+        names = [name, *(n for n in results.runs if n != name and twin_of(n) == name)]
+        if len(names) < 2:
+            continue
+        told = [f"`{n}` (seed {results.runs[n]['seed']})" for n in names]
+        parts = []
+        for steps in run["scores"]:
+            values = [number(results.score(n, int(steps))) for n in names]
+            parts.append(f"{' and '.join(values)} in {steps} step{'s' * (steps != '1')}")
+        lines.append(f"{' and '.join(told)}: {', '.join(parts)}.")
+    text = "Their noise and batches differ; teacher and first weights are the same."
+    return " ".join(["**Another seed.**", *lines, text]) if lines else ""
+
+
+def rounding_in_words(results: Results, name: str = "best-small") -> str:
+    """Return what 16 bits do to the run `name`, whose curve was measured with rounded weights."""
+    row = results.on_curve(name, "consistency", 1)
+    learned = results.runs.get(name, {}).get("learning")
+    if not row or not learned:
+        return ""
+    return (
+        f"**16 bits.** The weights of `{name}` were kept in 16 bits: rounded so, they draw at "
+        f"{row['frechet']:.2f} in one step; unrounded, at the end of its learning curve, they drew "
+        f"at {learned[-1]['frechet']:.2f} ({row['samples']:,} samples each)."
+    )
+
+
 def why_different(results: Results) -> str:
     """Return why our ratios are not the published ones."""
     lines = []
@@ -653,7 +691,8 @@ EXTRA = "1 2 3 4 + x".split()  # markers of the runs that were not planned
 
 def short(name: str) -> str:
     """Return a few words for the run `name`, for legends."""
-    return SHORT.get(name, name)
+    twin = twin_of(name)
+    return SHORT.get(twin, twin) + name.removeprefix(twin).replace("-", ", seed ")
 
 
 def role_of(name: str) -> str:
@@ -664,7 +703,8 @@ def role_of(name: str) -> str:
 def shade_of(name: str) -> tuple[float, float, float]:
     """Return the colour of the run `name`: its role's, the later in the tables the darker."""
     order = [n for n in TITLES if role_of(n) == role_of(name)]
-    place = order.index(name) / len(order) if name in order else 0.9
+    twin = twin_of(name)
+    place = order.index(twin) / len(order) if twin in order else 0.9
     return tuple((1 - 0.7 * place) * part for part in to_rgb(viz.COLORS[role_of(name)]))
 
 
@@ -824,7 +864,7 @@ def figure_ddim(results: Results, count: int = 12) -> viz.plt.Figure:
 
 def figure_classes(results: Results) -> viz.plt.Figure:
     """Draw the shares of the classes: images as grey bars, teacher and students as marks."""
-    figure, axis = viz.plt.subplots(figsize=(8, 2.8), layout="constrained")
+    figure, axis = viz.plt.subplots(figsize=(8.8, 2.8), layout="constrained")
     place = np.arange(len(CLASSES))
     rows = {
         k: r for k, r in shares(results).items() if k == "real" or name_of(k) in pictured(results)
@@ -838,7 +878,7 @@ def figure_classes(results: Results) -> viz.plt.Figure:
         style["fillstyle"] = "none" if key.endswith("/2") else "full"
         style["label"] = f"{short(name_of(key))}, {way_of(key)} ({entropy_of(row):.3f})"
         axis.plot(place + shift, row["shares"], **style)
-    axis.set_xticks(place, CLASSES, fontsize=7)
+    axis.set_xticks(place, CLASSES, fontsize=6.5)
     axis.set(
         ylabel="share", title="shares of the classes by a linear probe (entropy; even is 2.303)"
     )
@@ -934,6 +974,7 @@ def readme(results: Results) -> str:
         "*Precision*: how many samples look like images; *recall*: how many images are near a "
         "sample. *Images M*: shown in training, in millions. NFE: network evaluations a sample. Fewer *samples* make a distance "
         "larger. CD and CT: the distance in the loss; its weight is 1/gap unless another is named.",
+        seeds_in_words(results),
         picture(results, "pair"),
         costs(results),
         "### The card",
@@ -941,6 +982,7 @@ def readme(results: Results) -> str:
         "## Quality against NFE",
         picture(results, "quality"),
         quality_against_nfe(results),
+        rounding_in_words(results),
         "## Learning",
         picture(results, "learning"),
         "## The slides' table 1 beside ours",

@@ -25,10 +25,11 @@ def line(row: dict, content: dict) -> str:
     """Return a row of the table."""
     peak, cache = content["peak_bf16_flops"], content.get("cache")
     name = f"`{row['network']}`, {row['step']}" + (f" ({row['variant']})" * bool(row["variant"]))
+    name += f": {row['ratio_to_one']:.3f} times one" if "ratio_to_one" in row else ""
     cells = [
         name,
         f"{row['batch']:,}",
-        f"**{number(row['images_per_second'])}**",
+        f"**{number(row['images_per_second'])}**" if row["images_per_second"] else "",
         number(row["target"]),
         number(row["mfu"], ".3f"),
         number(row["step_ms"], ".1f"),
@@ -69,12 +70,17 @@ def tables() -> str:
         for path in FOLDER.glob("results/throughput_*.json")
         if "cpu" not in path.stem
     }
-    listed = "\n".join(f"    python3 {command}" for command in sorted(commands))
+    listed = "\n".join(f"    {runner(command)} {command}" for command in sorted(commands))
     return (
         "\n".join(out)
         + f"\n\nBy these commands:\n\n{listed}\n\nms of a step:\n\n"
         + "\n".join(profiles)
     )
+
+
+def runner(command: str) -> str:
+    """Return what starts `command`: several processes if it needs them."""
+    return "torchrun --nproc_per_node 2" if "--ddp" in command else "python3"
 
 
 def main() -> int:

@@ -278,14 +278,20 @@ def test_texture_sees_contrast_grain_and_variety():
 def test_a_second_seed_is_a_run_of_its_own(full, tmp_path):
     folder = tmp_path / "results"
     shutil.copytree(full, folder)
-    shutil.copytree(folder / "best-small", folder / "best-small-seed1")
-    run = json.loads((folder / "best-small-seed1" / "run.json").read_text())
-    write(folder / "best-small-seed1" / "run.json", {**run, "seed": 1})
+    shutil.copytree(folder / "best-small", folder / "best-small-1")
+    run = json.loads((folder / "best-small-1" / "run.json").read_text())
+    write(folder / "best-small-1" / "run.json", {**run, "seed": 1})
     results = tables.read_results(folder)
     text = tables.readme(results)
-    assert "`best-small-seed1`" in text and "second seed" not in text and "seeds**: 0, 1" in text
-    assert list(results.runs)[-1] == "best-small-seed1"
-    assert "seed=1" in tables.command(results, "best-small-seed1")
+    assert "`best-small-1`" in text and "second seed" not in text and "seeds**: 0, 1" in text
+    order = list(results.runs)
+    assert order.index("best-small-1") == order.index("best-small") + 1  # beside its twin
+    assert "CD, the longest run, seed 1" in text and "CD, longest, seed 1" == tables.short(order[2])
+    value = results.score("best-small")
+    told = "`best-small` (seed 0) and `best-small-1` (seed 1): "
+    assert told + f"{value:.2f} and {value:.2f} in 1 step, " in text
+    assert "Another seed" not in tables.readme(tables.read_results(full))
+    assert "seed=1" in tables.command(results, "best-small-1")
 
 
 def test_the_distance_in_the_loss_is_named():
@@ -347,6 +353,7 @@ def test_the_committed_readme_is_what_its_files_say():
         ("cd-small", ["best-small", "cd-small-huber"]),
         ("ct-small", ["ct-small"]),
         ("boot-small", ["boot-small"]),
+        ("pd-small", ["pd-small"]),
         ("cd-mini", ["cd-mini"]),
     ],
 )
