@@ -149,9 +149,9 @@ def samples_of(run, count, steps, device):
             yield run.sample(noise, steps=steps, generator=dice)
 
 
-def fast(folder, device):
-    """The finished run in `folder`; on a GPU in bfloat16 and compiled."""
-    run = image_runs.load_run(folder, device)
+def fast(folder, device, steps=1):
+    """The finished run in `folder`, to be sampled in `steps`; on a GPU in bfloat16 and compiled."""
+    run = image_runs.load_run(folder, device, steps)
     if device != "cpu":
         set_precision(run.model, torch.bfloat16)
         compile_networks(run.model)
@@ -175,7 +175,9 @@ class Judge:
 def judge_job(name, judge, folder, args):
     """Score the run in `folder` with all the steps it can take; write and tell that."""
     run, scores = fast(folder, args.device), {}
-    for steps in (1, 2) if run.recipe.method in ("cd", "ct") else (1,):
+    for steps in (1, 2) if run.recipe.method in ("cd", "ct", "pd") else (1,):
+        if run.recipe.method == "pd":  # two steps are another network's
+            run = fast(folder, args.device, steps)
         row = judge.score(samples_of(run, args.samples, steps, args.device))
         scores[str(steps)] = row
         say(name, f"steps {steps}:", tell_numbers(row).splitlines()[0])

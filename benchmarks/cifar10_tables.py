@@ -160,10 +160,11 @@ class Results:
 
     def parents(self, name: str) -> dict[str, str]:
         """Return the teacher of the run `name`, and the run from which it started if another."""
-        recipe = self.runs.get(name, {}).get("recipe", {})
-        network = recipe.get("network") or ("mini" if "mini" in name else "small")
-        found = dict(re.findall(r"[,](teacher|start)=([^,\s]+)", self.job(name)))
-        return {"teacher": f"teacher-{network}", **found}
+        run = self.runs.get(name, {})
+        network = run.get("recipe", {}).get("network") or ("mini" if "mini" in name else "small")
+        typed = dict(re.findall(r"[,](teacher|start)=([^,\s]+)", self.job(name)))
+        told = {key: run[key] for key in ("teacher", "start") if key in run}
+        return {"teacher": f"teacher-{network}", **typed, **told}
 
     def teacher_of(self, name: str) -> str:
         """Return the name of the teacher of the run `name`: its own, or that of its network."""

@@ -310,7 +310,8 @@ def save_grid(x: Tensor, path: Path, title: str = "") -> Path:
 class Workshop:
     """All that a run trains with: its `recipe`, `folder`, data, objective, batches and dice.
 
-    Several `workers` have one each, for their shares of the batches.
+    Several `workers` have one each, for their shares of the batches.  `parents` are the names of the
+    runs that it is made from: "teacher" and "start".
     """
 
     recipe: Recipe
@@ -322,6 +323,7 @@ class Workshop:
     batches: Iterator[tuple[Tensor, Tensor | None]]
     generator: torch.Generator
     workers: Workers = dataclasses.field(default_factory=Workers)
+    parents: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def classes(self) -> int:
@@ -412,7 +414,8 @@ def open_workshop(
         torch.manual_seed(seed + 1_000_003 * workers.rank)  # for dropout, each its own
     batches = batches_of(recipe, images, device, generator, workers)
     made = (recipe, folder, images, device, seed, objective, batches, generator, workers)
-    return Workshop(*made)
+    parents = {"teacher": master and teacher, "start": start}
+    return Workshop(*made, {k: Path(v).resolve().name for k, v in parents.items() if v is not None})
 
 
 def device_of(recipe: Recipe, workers: Workers) -> torch.device:
@@ -792,6 +795,7 @@ def finish(books: Recorder, state: TrainState) -> Path:
         write_file(folder / f"{name}.safetensors", content)
     info = {
         "recipe": dataclasses.asdict(recipe),
+        **shop.parents,
         "seed": shop.seed,
         "shape": list(shop.images.images.shape[1:]),
         "classes": shop.classes,
@@ -830,6 +834,8 @@ def card(recipe: Recipe, info: dict) -> str:
         for f in dataclasses.fields(Recipe)
         if getattr(recipe, f.name) != f.default and f.name not in ("name", "about")
     }
+    words = {"teacher": "its teacher is", "start": "its first weights are those of"}
+    made = [f"{words[key]} `{info[key]}`" for key in words if info.get(key)]
     return "\n".join(
         [
             f"# {recipe.name}\n\n*The recipe*: {recipe.about}\n",
@@ -837,6 +843,7 @@ def card(recipe: Recipe, info: dict) -> str:
             f"- **method**: {recipe.method}, {evaluations(recipe)} evaluations a sample",
             f"- **trained on**: {data}, {labels}, {list(info['shape'])} pixels",
             f"- **network**: {recipe.network}, {info['parameters']:,} parameters",
+            *([f"- **made from**: {', '.join(made)}"] if made else []),
             f"- **training**: {info['steps']:,} steps, {seen:,} images seen, "
             f"{info['seconds']:.0f} s on {info['device']}, seed {info['seed']}",
             f"- **choices**: {json.dumps(changed)}",

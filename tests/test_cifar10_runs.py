@@ -14,6 +14,7 @@ JOBS = [
     "cd=digits-cd,steps=60,batch=16,teacher=teacher-small",
     "boot=digits-boot,steps=6,batch=16,teacher=teacher-small",
     "ct=digits-ct,steps=6,batch=16,start=teacher-small",
+    "pd=digits-pd,steps=60,batch=16,teacher=teacher-small",
 ]
 
 
@@ -35,16 +36,25 @@ def test_runs_are_trained_judged_and_sampled_in_every_way(tmp_path):
     out = tmp_path / "out"
     told = script("cifar10.py", tmp_path, *JOBS, "--floor")
     assert "failed" not in told
-    for name, steps in (("teacher-small", "1"), ("cd", "12"), ("boot", "1"), ("ct", "12")):
+    for name, steps in (
+        ("teacher-small", "1"),
+        ("cd", "12"),
+        ("boot", "1"),
+        ("ct", "12"),
+        ("pd", "12"),
+    ):
         scores, info = read(out / name / "scores.json"), read(out / name / "run.json")
         assert list(scores) == list(steps) and all(row["frechet"] > 0 for row in scores.values())
         assert (out / name / "samples.png").stat().st_size > 1000
         assert (tmp_path / "runs" / name / "half.safetensors").exists()
-        if steps == "12":
+        assert info.get("teacher") == (None if name in ("teacher-small", "ct") else "teacher-small")
+        if name in ("cd", "ct"):
             curve = read(out / name / "learning.json")
             assert curve[-1]["step"] == info["steps"] and len(curve) >= 5
             ours, last = scores["1"]["frechet"], curve[-1]["frechet"]
             assert last == pytest.approx(ours, rel=1e-3)
+    two_steps, one_step = (read(out / "pd/scores.json")[k]["frechet"] for k in "21")
+    assert two_steps != one_step  # another network's
     assert read(out / "floor.json")["frechet"] < read(out / "cd/scores.json")["1"]["frechet"]
 
     first = (tmp_path / "runs/cd/model.safetensors").read_bytes()

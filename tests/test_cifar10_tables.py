@@ -255,6 +255,10 @@ def test_typed_commands_go_before_guessed_ones(full, tmp_path):
     assert results.ratio("cd-mini", 60.0) == pytest.approx(60 / 9)
     assert tables.family(results, "cd-mini") == ["teacher-small", "teacher-mini", "cd-mini"]
     assert f"```sh\n{TYPED}```" in tables.readme(results)
+    run = results.runs["cd-mini"]
+    write(folder / "cd-mini" / "run.json", {**run, "teacher": "teacher-mini", "start": "ct-small"})
+    told = tables.read_results(folder)  # what the run itself says goes before what was typed
+    assert told.parents("cd-mini") == {"teacher": "teacher-mini", "start": "ct-small"}
 
 
 def test_the_cost_is_that_of_teacher_and_student(full, tmp_path):

@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,6 +119,23 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(method, teacher, tmp_p
     assert all(torch.equal(value, pair[1][name]) for name, value in pair[0].items())
     rows = [[(row["step"], row["loss"]) for row in read_metrics(run)] for run in (whole, broken)]
     assert rows[0] == rows[1] and rows[0][-1][0] == 14
+
+
+def test_a_run_tells_what_it_was_made_from(teacher, tmp_path):
+    plain = train_recipe(short("digits-teacher"), tmp_path / "plain", teacher=teacher)
+    first = train_recipe(short("digits-cd"), tmp_path / "first", teacher=teacher)
+    second = tmp_path / "second"
+    options = {"teacher": teacher, "start": tmp_path / "plain" / ".." / "first"}
+    train_recipe(short("digits-cd"), second, **options)
+    told = [json.loads((run / "run.json").read_text()) for run in (first, second, plain)]
+    name = Path(teacher).name
+    assert [info.get("teacher") for info in told] == [name, name, None]
+    assert [info.get("start") for info in told] == [None, "first", None]
+    made = f"- **made from**: its teacher is `{name}`"
+    assert made + "\n" in (first / "card.md").read_text()
+    text = (second / "card.md").read_text()
+    assert made + ", its first weights are those of `first`\n" in text
+    assert str(tmp_path) not in text and "made from" not in (plain / "card.md").read_text()
 
 
 def test_progressive_distillation_leaves_two_students(teacher, tmp_path):
