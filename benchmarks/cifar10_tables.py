@@ -319,6 +319,22 @@ def quality_row(results: Results, name: str, steps: int) -> list[str]:
     ]
 
 
+def brief(results: Results) -> str:
+    """Return a narrow table of quality: a row a run, without those that were cut short."""
+    head = "run,training s,distance in one step,x teacher,in two,precision,recall"
+    rows = []
+    for name, run in pictured(results).items():
+        if not run["scores"]:
+            continue
+        nfe, value = nfe_of(run, 1), results.score(name)
+        near = [number(results.score(name, 1, key), ".3f") for key in ("precision", "recall")]
+        whole = f"**{number(value)}**" + (f" ({nfe} NFE)" if nfe > 1 else "")
+        ratio, second = results.ratio(name, value), results.score(name, 2)
+        cells = [short(name), f"{run['seconds']:.0f}", whole, number(ratio), number(second), *near]
+        rows.append(cells)
+    return table(head.split(","), rows) if rows else "No run has been scored."
+
+
 def card(results: Results) -> str:
     """Return what must stand beside the scores: judge, rules, counts, cards of the GPUs, seeds."""
     cards = [row.get("card", {}) for run in results.runs.values() for row in run["scores"].values()]

@@ -209,7 +209,7 @@ def load_run(folder: str | Path, device: str = "cpu", steps: int = 1) -> Run:
     set_precision(model, None)  # channels last
     return Run(recipe, model, info)
 
-
+# %% ../nbs/18_image_runs.ipynb #ru000010b
 def read_json(path: Path) -> dict:
     """Return what the JSON file `path` holds, an object; InputError if it cannot be read."""
     try:
@@ -340,7 +340,7 @@ class Workshop:
         shown = present(self.recipe, model)
         return save_grid(draw_samples(self.recipe, shown, noise, labels=labels), path, title)
 
-
+# %% ../nbs/18_image_runs.ipynb #ru000014b
 def blank_batches(
     shape: tuple[int, ...], classes: int, generator: torch.Generator, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -417,7 +417,7 @@ def open_workshop(
     parents = {"teacher": master and teacher, "start": start}
     return Workshop(*made, {k: Path(v).resolve().name for k, v in parents.items() if v is not None})
 
-
+# %% ../nbs/18_image_runs.ipynb #ru000016b
 def device_of(recipe: Recipe, workers: Workers) -> torch.device:
     """Return the device of this one of the `workers`."""
     if workers and recipe.device.startswith("cuda"):
@@ -492,7 +492,7 @@ def fill_pairs(
             *(part if part is None else workers.gather(part).to(device) for part in objective.pairs)
         )
 
-
+# %% ../nbs/18_image_runs.ipynb #ru000083b
 def load_in_turn(recipe: Recipe, workers: Workers) -> ImageSet:
     """Load the images of `recipe`, the first worker first: it may have to fetch them."""
     if workers and workers.rank:
@@ -538,7 +538,7 @@ class Board:
             self.writer.add_scalar(name, row[name], row["step"])
         self.writer.flush()
 
-
+# %% ../nbs/18_image_runs.ipynb #ru000018b
 class Recorder:
     """Keep a run's books: metrics every 50 steps, samples at each fifth, checkpoints on a `shelf`.
 
@@ -604,7 +604,7 @@ class Recorder:
         if self.is_writer:
             self.shelf.save(state, randomness=dice, extra=extra)
 
-
+# %% ../nbs/18_image_runs.ipynb #ru000018c
 def read_metrics(folder: str | Path) -> list[dict]:
     """Return the rows of the metrics of the run in `folder`."""
     path = Path(folder) / "metrics.jsonl"
@@ -683,7 +683,7 @@ def train_recipe(
             state = run_loop(books, checkpoint)
             return finish(books, state) if books.is_writer else folder
 
-
+# %% ../nbs/18_image_runs.ipynb #ru000020b
 def check_same(recipe: Recipe, seed: int, folder: Path) -> None:
     """Raise InputError unless the run in `folder` was begun with this `recipe` and `seed`."""
     begun = read_json(folder / "recipe.json")
@@ -768,7 +768,7 @@ def agree(books: Recorder, number: int, step: int) -> tuple[int, bool]:
     number, is_due, books.pace.told = books.shop.workers.most([number, is_due, clock])
     return int(number), bool(is_due)
 
-
+# %% ../nbs/18_image_runs.ipynb #ru000070b
 def progress_bar(books: Recorder) -> tqdm:
     """Make the bar of a run: its share, time gone and to come, images per second, loss."""
     form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
@@ -823,7 +823,7 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
-
+# %% ../nbs/18_image_runs.ipynb #ru000022b
 def card(recipe: Recipe, info: dict) -> str:
     """Return the card of a finished run as Markdown: what it is, from what, how, and its limits."""
     seen = info["steps"] * recipe.batch

@@ -298,6 +298,22 @@ def test_a_second_seed_is_a_run_of_its_own(full, tmp_path):
     assert "seed=1" in tables.command(results, "best-small-1")
 
 
+def test_the_brief_table_has_a_row_for_each_whole_run(full, tmp_path):
+    folder = tmp_path / "results"
+    shutil.copytree(full, folder)
+    run = json.loads((folder / "ct-small" / "run.json").read_text())
+    write(folder / "ct-small" / "run.json", {**run, "seconds": 1.0})  # cut short
+    results = tables.read_results(folder)
+    text = tables.brief(results)
+    rows = [line.split(" | ") for line in text.splitlines()[2:]]
+    assert len({len(row) for row in rows}) == 1 and not any("CT" in row[0] for row in rows)
+    by_name = {row[0].strip("| "): row for row in rows}
+    one, two = results.score("best-small"), results.score("best-small", 2)
+    assert by_name["CD, longest"][2] == f"**{one:.2f}**"
+    assert by_name["CD, longest"][4] == f"{two:.2f}"
+    assert by_name["teacher"][2].endswith("** (35 NFE)") and by_name["teacher"][4] == "–"
+
+
 def test_the_distance_in_the_loss_is_named():
     name = lambda **recipe: tables.distance_in_words({"method": "cd", **recipe})  # noqa: E731
     assert name(distance="pseudo_huber") == "pseudo-Huber"
