@@ -483,9 +483,7 @@ def fill_pairs(
         rows = draw_uniform(noise.flatten(1)[:, 0], generator)
         labels = (rows * len(images.classes)).long()
     options = {"solver": objective.solver, "labels": labels, "shows": workers.rank == 0}
-    options["batch_size"] = workers.share(
-        recipe.batch
-    )  # the size that the teacher was compiled for
+    options["batch_size"] = workers.share(recipe.batch)  # as it was compiled for
     objective.pairs = make_pairs(objective.teacher, noise, objective.sigmas, **options)
     if workers:
         objective.pairs = Pairs(

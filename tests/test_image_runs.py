@@ -138,6 +138,21 @@ def test_a_run_tells_what_it_was_made_from(teacher, tmp_path):
     assert str(tmp_path) not in text and "made from" not in (plain / "card.md").read_text()
 
 
+def test_cached_pairs_are_made_by_a_teacher_that_is_fast_by_then(teacher, tmp_path, monkeypatch):
+    order, first = [], image_runs.make_pairs
+
+    def make_pairs(*args, **options):
+        order.append(options["batch_size"])
+        return first(*args, **options)
+
+    monkeypatch.setattr(image_runs, "prepare", lambda *_: order.append("prepare"))
+    monkeypatch.setattr(image_runs, "make_pairs", make_pairs)
+    recipe = override(short("digits-direct"), {"batch": "24", "pairs": "40"})
+    shop = open_workshop(recipe, tmp_path / "direct", teacher=teacher)
+    assert order == ["prepare", 24]  # in batches of the size that was compiled
+    assert len(shop.objective.pairs.noise) == 40
+
+
 def test_progressive_distillation_leaves_two_students(teacher, tmp_path):
     folder = train_recipe(short("digits-pd"), tmp_path / "pd", teacher=teacher)
     for steps, name in ((1, "model"), (2, "two_steps")):

@@ -1,0 +1,19 @@
+"""Every mutant of mutation.py still fits the source that it breaks."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("tests/mutants/*.json")), ids=lambda f: f.stem)
+def test_the_lines_that_mutants_break_are_there_once(file):
+    source = (ROOT / "consistency_edu" / f"{file.stem}.py").read_text(encoding="utf-8")
+    lines = [line.strip() for line in source.splitlines()]
+    for mutant in json.loads(file.read_text(encoding="utf-8")):
+        count = lines.count(mutant["line"].strip())
+        assert count == 1, f"{count} lines read '{mutant['line']}': mend {file.name}"
+        assert mutant["line"].strip() != mutant["broken"].strip() and mutant["why"]
+        assert all((ROOT / name).exists() for name in mutant.get("tests", ()))
