@@ -310,8 +310,8 @@ def save_grid(x: Tensor, path: Path, title: str = "") -> Path:
 class Workshop:
     """All that a run trains with: its `recipe`, `folder`, data, objective, batches and dice.
 
-    Several `workers` have one each, for their shares of the batches.  `parents` are the names of the
-    runs that it is made from: "teacher" and "start".
+    Several `workers` have one each, for their shares of the batches.  `parents` are the names of
+    the runs that it is made from: "teacher" and "start".
     """
 
     recipe: Recipe
