@@ -176,7 +176,7 @@ def judge_job(name, judge, folder, args):
     """Score the run in `folder` with all the steps it can take; write and tell that."""
     run, scores = fast(folder, args.device), {}
     for steps in (1, 2) if run.recipe.method in ("cd", "ct", "pd") else (1,):
-        if run.recipe.method == "pd":  # two steps are another network's
+        if run.recipe.method == "pd" and steps == 2:  # another network takes them
             run = fast(folder, args.device, steps)
         row = judge.score(samples_of(run, args.samples, steps, args.device))
         scores[str(steps)] = row

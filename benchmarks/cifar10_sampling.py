@@ -3,9 +3,9 @@
     python benchmarks/cifar10_sampling.py --data cifar10 --search best-small cd-mini
     python benchmarks/cifar10_sampling.py --names teacher-small pd-small --only structure coverage
 
-Reads the runs under --runs (those of --names only) and writes to --out: structure.json (how far students' images lie from
-the teacher's of the same noise, and of another noise), gallery.npz (48 noises through all samplers),
-coverage.json (shares of the classes, by a linear probe on the features), speeds.json (images per
+Reads the runs under --runs (those of --names only) and writes to --out: structure.json (how far
+students' images lie from the teacher's of the same noise, and of another noise), gallery.npz (32
+noises through all samplers), coverage.json (shares of the classes, by a linear probe on the features), speeds.json (images per
 second on this card), curves.json (Fréchet distance of --samples samples against evaluations; for the
 runs named by --search with time points found by ternary search), in this order; what does not fit
 before --until seconds is left out.  What the files there say of other runs stays.  The teacher of the

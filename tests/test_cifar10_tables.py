@@ -389,3 +389,27 @@ def test_what_a_recipe_says_of_its_results_is_what_the_runs_files_say(recipe, ru
         assert f"{results.runs[run]['seconds'] / 60:.1f}" in said
     if recipe == "boot-small":
         assert f"{results.score(runs[0], 1, 'recall'):.2f}" in said
+
+
+def test_what_is_said_of_patches_is_what_their_files_say():
+    folder = ROOT / "results" / "cifar10_patches"
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    scores = tables.read_json(folder / "teacher-mini" / "scores.json")
+    names = ("teacher-mini", "cd-mini")
+    runs = {name: tables.read_json(folder / name / "run.json") for name in names}
+    minutes = {name: run["seconds"] / 60 for name, run in runs.items()}
+    loss = tables.read_metrics(folder / "cd-mini")[-1]["loss"]
+    fastest = max(
+        map(float, re.findall(r"([\d.]+) images/s, ", (folder / "student_cpu.txt").read_text()))
+    )
+    ships = tables.read_results()
+    for said in (
+        f"| {fastest:.1f} ([student_cpu.txt]",
+        f"| {scores['1']['frechet']:.2f} after {minutes['teacher-mini']:.1f} minutes |",
+        f"| 66.97 after {minutes['cd-mini']:.1f} minutes | "
+        f"{ships.score('cd-mini'):.2f} after {ships.runs['cd-mini']['seconds'] / 60:.1f} minutes |",
+        f"| {loss:.2f} |",
+        f"{runs['cd-mini']['parameters'] / 1e6:.2f} M weights",
+        "cd-mini steps 1: Fréchet distance, EfficientNet-Lite0: 66.97",
+    ):
+        assert said in text, said
