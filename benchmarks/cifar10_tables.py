@@ -30,6 +30,7 @@ from consistency_edu.image_runs import read_metrics, show_images
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER, SHIPPED = "teacher-small", "cd-mini"
 CD = "best-small cd-small-vgg cd-small-huber"  # our CD is the first of them that was scored
+PD = "pd-small pd-small-1"  # the first was scored in one step alone
 
 HED = "VGG16 (HED) perceptual distance, unweighted"
 TITLES = {  # the planned runs, in the order of the tables
@@ -76,8 +77,8 @@ SLIDES = [
     ("DDIM", 20, 6.84, "teacher-small", "ddim"),
     ("DDIM", 10, 8.23, "teacher-small", "ddim"),
     ("knowledge (direct) distillation", 1, 9.36, "direct-small", ""),
-    ("PD", 1, 8.34, "pd-small", ""),
-    ("PD", 2, 5.58, "pd-small", ""),
+    ("PD", 1, 8.34, PD, ""),
+    ("PD", 2, 5.58, PD, ""),
     ("CD", 1, 3.55, CD, ""),
     ("CD", 2, 2.93, CD, ""),
     ("CT", 1, 8.70, "ct-small", ""),
@@ -86,8 +87,8 @@ SLIDES = [
 # slides, table 2: FID, precision, recall on ImageNet 64, LSUN bedroom 256, LSUN cat 256
 IMAGENET_AND_LSUN = [
     ("EDM", 79, [(2.44, 0.71, 0.67), (3.57, 0.66, 0.45), (6.69, 0.70, 0.43)], "teacher-small"),
-    ("PD", 1, [(15.39, 0.59, 0.62), (16.92, 0.47, 0.27), (29.6, 0.51, 0.25)], "pd-small"),
-    ("PD", 2, [(8.95, 0.63, 0.65), (8.47, 0.56, 0.39), (15.5, 0.59, 0.36)], "pd-small"),
+    ("PD", 1, [(15.39, 0.59, 0.62), (16.92, 0.47, 0.27), (29.6, 0.51, 0.25)], PD),
+    ("PD", 2, [(8.95, 0.63, 0.65), (8.47, 0.56, 0.39), (15.5, 0.59, 0.36)], PD),
     (
         "CD",
         1,
@@ -149,9 +150,9 @@ class Results:
                 return row["images_per_second"]
         return None
 
-    def first(self, names: str) -> str:
-        """Return the first of the blank-separated `names` that has scores, or the first."""
-        return next((n for n in names.split() if self.score(n)), names.split()[0])
+    def first(self, names: str, steps: int = 1) -> str:
+        """Return the first of the blank-separated `names` scored in `steps` steps, or the first."""
+        return next((n for n in names.split() if self.score(n, steps)), names.split()[0])
 
     def job(self, name: str) -> str:
         """Return the words of commands.txt that made the run `name`, as in ct-small=…; or ""."""
@@ -167,7 +168,9 @@ class Results:
         return {"teacher": f"teacher-{network}", **typed, **told}
 
     def teacher_of(self, name: str) -> str:
-        """Return the name of the teacher of the run `name`: its own, or that of its network."""
+        """Return the teacher of the run `name`: its own, or its network's; a teacher is its own."""
+        if self.runs.get(name, {}).get("recipe", {}).get("method") == "teacher":
+            return name
         return self.parents(name)["teacher"]
 
     def ratio(self, name: str, value: float | None) -> float | None:
@@ -409,7 +412,7 @@ def slides_table_1(results: Results) -> str:
     """Return the slides' table 1 for CIFAR-10 beside ours."""
     rows = []
     for method, nfe, fid, names, sampler in SLIDES:
-        name = results.first(names)
+        name = results.first(names, 1 if sampler else nfe)
         value, ratio, what = ours_beside(results, name, sampler, nfe)
         ours = [number(value) if value else why_none(results, name), number(ratio, ".2f"), what]
         rows.append([method, str(nfe), f"{fid:.2f}", f"{fid / SLIDES[0][2]:.2f}", *ours])
@@ -422,9 +425,9 @@ def slides_table_2(results: Results) -> str:
     edm = IMAGENET_AND_LSUN[0][2]
     rows = []
     for method, nfe, published, names in IMAGENET_AND_LSUN:
-        name = results.first(names)
-        cells = [f"{f / t[0]:.2f}, {p:.2f}, {r:.2f}" for (f, p, r), t in zip(published, edm)]
         steps = 1 if method == "EDM" else nfe
+        name = results.first(names, steps)
+        cells = [f"{f / t[0]:.2f}, {p:.2f}, {r:.2f}" for (f, p, r), t in zip(published, edm)]
         value = results.score(name, steps)
         near = [results.score(name, steps, key) for key in ("precision", "recall")]
         parts = [number(v, ".2f") for v in (results.ratio(name, value), *near)]
@@ -591,7 +594,8 @@ def cost(results: Results, name: str) -> str:
 def costs(results: Results) -> str:
     """Return what the best student and the one that ships cost, as far as they were run."""
     found = [cost(results, n) for n in (results.first(CD), SHIPPED) if n in results.runs]
-    return f"What it cost, without loading and compiling: {'; '.join(found)}." if found else ""
+    words = "What it cost, without loading and compiling"
+    return f"{words}: {'; '.join(found)}." if found else ""
 
 
 def command(results: Results, name: str) -> str:
@@ -648,10 +652,54 @@ def seeds_in_words(results: Results) -> str:
         parts = []
         for steps in run["scores"]:
             values = [number(results.score(n, int(steps))) for n in names]
-            parts.append(f"{' and '.join(values)} in {steps} step{'s' * (steps != '1')}")
-        lines.append(f"{' and '.join(told)}: {', '.join(parts)}.")
-    text = "Their noise and batches differ; teacher and first weights are the same."
-    return " ".join(["**Another seed.**", *lines, text]) if lines else ""
+            parts.append(f"{' and '.join(values)} at {nfe_of(run, int(steps))} NFE")
+        lines.append(f"- {' and '.join(told)}: {', '.join(parts)}. {what_differs(results, names)}")
+    return "\n".join(["**Another seed.**\n", *lines]) if lines else ""
+
+
+def what_differs(results: Results, names: list[str]) -> str:
+    """Return what is not the same in the runs `names`, besides their seeds."""
+    runs = [results.runs[name] for name in names]
+    teachers = {results.teacher_of(name) for name in names}
+    if runs[0]["recipe"]["method"] == "teacher":
+        words = ["First weights, noise and batches differ"]
+    elif len(teachers) > 1:
+        words = ["Teacher (and so the first weights), noise and batches differ"]
+    else:
+        words = ["Noise and batches differ; teacher and first weights are the same"]
+    words += ["so do the GPUs"] * (len({run["device"] for run in runs}) > 1)
+    return f"{', '.join(words)}."
+
+
+def direct_in_words(results: Results) -> str:
+    """Return how direct distillation did beside CD, and what its pairs cost."""
+    name, others = "direct-small", ("cd-small-huber", "best-small")
+    run = results.runs.get(name, {})
+    teachers = [results.teacher_of(n) for n in (name, others[0])]
+    if not all(results.score(n) for n in (name, *others, *teachers)):
+        return ""
+    rivals = [
+        f"{results.score(other):.2f} after {results.runs[other]['seconds']:.0f} s (`{other}`)"
+        for other in others
+    ]
+    pairs, told = run["recipe"].get("pairs", 0), [f"{results.score(n):.2f}" for n in teachers]
+    kin = f"Their teacher is the same ({told[0]})"
+    if teachers[0] != teachers[1]:
+        kin = f"Their teachers differ in seed and distance ({' and '.join(told)})"
+    took = re.search(r"its pairs took (\d+) s", results.commands)
+    spent = f", for which it took {took[1]} s more" if took else ""
+    text = (
+        f"**Direct distillation in minutes.** `{name}` reached {results.score(name):.2f} in one step "
+        f"with {run['seconds']:.0f} s of training on {pairs:,} pairs{spent}; CD reached "
+        f"{' and '.join(rivals)}. {kin}."
+    )
+    if results.score(name) > results.score(others[0]):
+        return text
+    return (
+        f"{text} After days of training the order is the other way round (the slides' table 1, "
+        "below). Each step of direct distillation aims at the finished sample; CD has to carry it "
+        "through the grid, from student to student."
+    )
 
 
 def rounding_in_words(results: Results, name: str = "best-small") -> str:
@@ -785,17 +833,18 @@ def draw_floor(axis: viz.plt.Axes, results: Results) -> None:
 
 
 def best_in_words(results: Results) -> str:
-    """Return the title of the figure of quality: the best student in 1 and 2 steps, the teacher."""
-    name = results.first(CD)
-    parts = [
-        f"{short(name)} in {steps} step{'s' * (steps > 1)} {results.score(name, steps):.2f}"
-        for steps in (1, 2)
-        if results.score(name, steps)
-    ]
+    """Return the title of the figure of quality: the best students in 1 and 2 steps, the teacher."""
+    parts, students = [], [n for n in pictured(results) if role_of(n) == "student"]
+    for steps, word in ((1, "one step"), (2, "two steps")):
+        found = {name: results.score(name, steps) for name in students}
+        found = {name: value for name, value in found.items() if value}
+        if found:
+            name = min(found, key=found.get)
+            parts.append(f"{word}: {found[name]:.2f} ({short(name)})")
     if results.score(TEACHER):
         nfe = nfe_of(results.runs[TEACHER], 1)
-        parts.append(f"teacher at {nfe} NFE {results.score(TEACHER):.2f}")
-    return ", ".join(parts)
+        parts.append(f"teacher at {nfe} NFE: {results.score(TEACHER):.2f}")
+    return "; ".join(parts)
 
 
 def figure_learning(results: Results) -> viz.plt.Figure:
@@ -949,7 +998,7 @@ FIGURES = {  # file -> (what draws it, whether it can be drawn, what it shows)
     "pair": (
         figure_pair,
         lambda results: has_images(results, f"{TEACHER}/heun35", "CD/1"),
-        "The teacher and the best one-step student, from the same noises",
+        "The teacher and its best one-step student, from the same noises",
     ),
 }
 
@@ -991,6 +1040,7 @@ def readme(results: Results) -> str:
         "*Precision*: how many samples look like images; *recall*: how many images are near a "
         "sample. *Images M*: shown in training, in millions. NFE: network evaluations a sample. Fewer *samples* make a distance "
         "larger. CD and CT: the distance in the loss; its weight is 1/gap unless another is named.",
+        direct_in_words(results),
         seeds_in_words(results),
         picture(results, "pair"),
         costs(results),

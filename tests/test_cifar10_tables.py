@@ -293,9 +293,45 @@ def test_a_second_seed_is_a_run_of_its_own(full, tmp_path):
     assert "CD, the longest run, seed 1" in text and "CD, longest, seed 1" == tables.short(order[2])
     value = results.score("best-small")
     told = "`best-small` (seed 0) and `best-small-1` (seed 1): "
-    assert told + f"{value:.2f} and {value:.2f} in 1 step, " in text
+    assert told + f"{value:.2f} and {value:.2f} at 1 NFE, " in text
+    assert "teacher and first weights are the same" in text and "GPUs" not in text
     assert "Another seed" not in tables.readme(tables.read_results(full))
     assert "seed=1" in tables.command(results, "best-small-1")
+
+
+def test_a_twin_of_another_teacher_and_card_is_said_to_be_one(full, tmp_path):
+    folder = tmp_path / "results"
+    shutil.copytree(full, folder)
+    for name in ("teacher-small", "pd-small"):
+        shutil.copytree(folder / name, folder / f"{name}-1")
+        run = json.loads((folder / f"{name}-1" / "run.json").read_text())
+        run |= {"seed": 1, "teacher": "teacher-small-1", "device": "another GPU"}
+        write(folder / f"{name}-1" / "run.json", run)
+    scores = json.loads((folder / "pd-small" / "scores.json").read_text())
+    write(folder / "pd-small" / "scores.json", {"1": scores["1"]})
+    results = tables.read_results(folder)
+    text = tables.readme(results)
+    assert "Teacher (and so the first weights), noise and batches differ, so do the GPUs." in text
+    assert "First weights, noise and batches differ, so do the GPUs." in text
+    assert results.ratio("teacher-small-1", results.score("teacher-small-1")) == 1
+    assert results.teacher_of("pd-small-1") == "teacher-small-1"
+    rows = {(row[0], row[1]): row for row in rows_of(tables.slides_table_1(results))}
+    assert rows["PD", "1"][-1] == "`pd-small`" and rows["PD", "2"][-1] == "`pd-small-1`"
+
+
+def test_direct_distillation_is_told_beside_cd_with_the_cost_of_its_pairs(full, tmp_path):
+    folder = tmp_path / "results"
+    shutil.copytree(full, folder)
+    text = tables.direct_in_words(tables.read_results(folder))
+    assert "70.00 in one step with 195 s" in text and "45.00 after 195 s" in text
+    assert "the same (9.00)" in text and "other way round" not in text and "more" not in text
+    write(folder / "direct-small" / "scores.json", {"1": {"frechet": 20.0}})
+    (folder / "commands.txt").write_text("# its pairs took 57 s, which are not in the seconds\n")
+    text = tables.direct_in_words(tables.read_results(folder))
+    assert "took 57 s more" in text and "other way round" in text
+    assert tables.best_in_words(tables.read_results(folder)).startswith("one step: 20.00 (direct)")
+    (folder / "cd-small-huber" / "scores.json").unlink()
+    assert tables.direct_in_words(tables.read_results(folder)) == ""
 
 
 def test_the_brief_table_has_a_row_for_each_whole_run(full, tmp_path):
