@@ -25,7 +25,6 @@ def line(row: dict, content: dict) -> str:
     """Return a row of the table."""
     peak, cache = content["peak_bf16_flops"], content.get("cache")
     name = f"`{row['network']}`, {row['step']}" + (f" ({row['variant']})" * bool(row["variant"]))
-    name += f": {row['ratio_to_one']:.3f} times one" if "ratio_to_one" in row else ""
     cells = [
         name,
         f"{row['batch']:,}",
@@ -56,15 +55,36 @@ def times(row: dict) -> str:
     )
 
 
+PAIR = (
+    "| two GPUs, network | ms a step alone | together | times one | images/s | images/s of one | MFU of "
+    "one |\n|---|---|---|---|---|---|---|"
+)
+
+
+def pair(row: dict, content: dict) -> str:
+    """Return a row of the table of two GPUs against one, with the same batch on each."""
+    alone = row["step_ms_alone"]
+    world = round(row["ratio_to_one"] * row["step_ms"] / alone)
+    name = f"{content['card']}, `{row['network']}`" + f", {row['variant']}" * bool(row["variant"])
+    rate, mfu = 1e3 * row["batch"] / world / alone, row["mfu"] * row["step_ms"] / alone
+    numbers = [f"{alone:.1f}", f"{row['step_ms']:.1f}", f"**{row['ratio_to_one']:.3f}**"]
+    rates = [number(row["images_per_second"]), number(rate), number(mfu, ".3f")]
+    return "| " + " | ".join([name, *numbers, *rates]) + " |"
+
+
 def tables() -> str:
     """Return the tables of all results of GPUs, as Markdown."""
-    out, profiles = [HEAD], []
+    cards, profiles, pairs = {}, [], [PAIR]
     for path in sorted(FOLDER.glob("results/throughput_*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["card"] == "cpu" or "variants" in path.stem:
             continue
-        out += [line(row, content) for row in content["rows"]]
+        lines = cards.setdefault(content["card"], [HEAD])
+        lines += [line(row, content) for row in content["rows"]]
+        pairs += [pair(row, content) for row in content["rows"] if "ratio_to_one" in row]
         profiles += [times(row) for row in content["rows"] if row.get("profile")]
+    out = ["\n\n".join(f"{card}:\n\n" + "\n".join(rows) for card, rows in cards.items())]
+    out += ["", *pairs]
     commands = {
         json.loads(path.read_text(encoding="utf-8"))["command"]
         for path in FOLDER.glob("results/throughput_*.json")
