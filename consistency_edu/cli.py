@@ -44,6 +44,7 @@ from .image_recipes import RECIPES
 from consistency_edu.image_runs import (
     Run,
     check_writable,
+    has_bfloat16_units,
     image_grid,
     load_run,
     pretrained_names,
@@ -185,6 +186,8 @@ class SampleConfig:
     """fill each row with images between two images, along the great circle of their noises"""
     device: str = "cpu"
     """cpu or cuda"""
+    precision: str = "fast"
+    """of U-Nets: float32, bfloat16, or fast: bfloat16 where the device has units for it"""
 
 
 def check_sample(config: SampleConfig) -> None:
@@ -272,7 +275,7 @@ def as_png(images: Tensor, columns: int) -> bytes:
 def sample_command(config: SampleConfig) -> None:
     """Draw the grid of images of `config`, and say where it is."""
     check_sample(config)
-    run = load_run(config.run, config.device, config.steps)
+    run = load_run(config.run, config.device, config.steps, config.precision)
     dice, device = torch.Generator().manual_seed(config.seed), next(run.model.parameters()).device
     noise = noise_for(run, config, dice).to(device)
     labels = labels_for(run, config, len(noise))
@@ -314,7 +317,8 @@ def examine() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         **packages,
-        "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}",
+        "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}"
+        + ", with units for bfloat16" * has_bfloat16_units(torch.device("cpu")),
         "gpu": "; ".join(gpus()) or "none: digits and toys train on the CPU",
         "disk": f"{free:.0f} GB free here" + ("" if free > 2 else ": too little for long runs"),
         "digits": "come with scikit-learn",

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['RATES', 'PRETRAINED', 'LIMITS', 'NO_BOOKS', 'write_file', 'write_text', 'write_json', 'check_writable', 'Pace', 'Run',
-           'load_run', 'read_json', 'check_info', 'read_weights', 'pretrained_names', 'folder_of', 'load_pretrained',
-           'image_grid', 'show_images', 'save_grid', 'Workshop', 'blank_batches', 'batches_of', 'open_workshop',
-           'device_of', 'prepare', 'check_data', 'fill_pairs', 'load_in_turn', 'check_size', 'Board', 'Recorder',
-           'read_metrics', 'cut_metrics', 'books_in', 'train_recipe', 'check_same', 'take_up', 'sentences_for',
-           'run_loop', 'agree', 'progress_bar', 'show_progress', 'finish', 'device_name', 'card']
+           'load_run', 'has_bfloat16_units', 'read_json', 'check_info', 'read_weights', 'pretrained_names', 'folder_of',
+           'load_pretrained', 'image_grid', 'show_images', 'save_grid', 'Workshop', 'blank_batches', 'batches_of',
+           'open_workshop', 'device_of', 'prepare', 'check_data', 'fill_pairs', 'load_in_turn', 'check_size', 'Board',
+           'Recorder', 'read_metrics', 'cut_metrics', 'books_in', 'train_recipe', 'check_same', 'take_up',
+           'sentences_for', 'run_loop', 'agree', 'progress_bar', 'show_progress', 'finish', 'device_name', 'card']
 
 # %% ../nbs/18_image_runs.ipynb #ru000004
 import contextlib
@@ -194,20 +194,35 @@ class Run:
         return draw_samples(self.recipe, self.model, noise, **options)
 
 
-def load_run(folder: str | Path, device: str = "cpu", steps: int = 1) -> Run:
+def load_run(
+    folder: str | Path, device: str = "cpu", steps: int = 1, precision: str = "float32"
+) -> Run:
     """Return the finished run in `folder`, or the pretrained one of that name; else InputError.
 
-    `steps` = 2 takes the two-step student of progressive distillation.
+    `steps` = 2 takes the two-step student of progressive distillation.  U-Nets compute in
+    `precision`: "float32", "bfloat16", or "fast": bfloat16 where `device` has units for it.
     """
+    precision = choose("precision", precision, (*PRECISIONS, "fast"))
     folder = folder_of(folder)
     info = check_info(read_json(folder / "run.json"), folder)
     recipe = info["recipe"]
     model = build_model(recipe, build_network(recipe, tuple(info["shape"]), info["classes"]))
     name = "two_steps" if recipe.method == "pd" and steps == 2 else "model"
     load_weights(model, read_weights(folder / f"{name}.safetensors", info["sha256"].get(name)))
-    model = present(recipe, model, steps).to(choose_device(device)).requires_grad_(False).eval()
-    set_precision(model, None)  # channels last
+    device = choose_device(device)
+    model = present(recipe, model, steps).to(device).requires_grad_(False).eval()
+    if precision == "fast":
+        precision = "bfloat16" if has_bfloat16_units(device) else "float32"
+    set_precision(model, PRECISIONS[precision])  # and channels last
     return Run(recipe, model, info)
+
+
+def has_bfloat16_units(device: torch.device) -> bool:
+    """Say whether `device` multiplies bfloat16 in units of its own: GPUs since Ampere, AMX CPUs."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    features = getattr(torch.cpu, "get_capabilities", dict)()  # not in older PyTorch
+    return device.type == "cpu" and bool(features.get("amx_bf16"))
 
 # %% ../nbs/18_image_runs.ipynb #ru000010b
 def read_json(path: Path) -> dict:
@@ -277,9 +292,13 @@ def folder_of(run: str | Path) -> Path:
         raise InputError(f"{str(error).rstrip('.')}, {end}") from None
 
 
-def load_pretrained(name: str, device: str = "cpu") -> Run:
-    """Return the student `name` that comes with the course; InputError with the nearest name."""
-    return load_run(PRETRAINED / choose("pretrained student", name, pretrained_names()), device)
+def load_pretrained(name: str, device: str = "cpu", precision: str = "fast") -> Run:
+    """Return the student `name` that comes with the course; InputError with the nearest name.
+
+    `device` and `precision` are those of `load_run`.
+    """
+    folder = PRETRAINED / choose("pretrained student", name, pretrained_names())
+    return load_run(folder, device, precision=precision)
 
 # %% ../nbs/18_image_runs.ipynb #ru000012
 def image_grid(x: Tensor, columns: int = 8) -> Tensor:

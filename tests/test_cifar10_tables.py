@@ -405,11 +405,12 @@ def test_the_committed_readme_is_what_its_files_say():
 @pytest.mark.parametrize(
     ("recipe", "runs"),
     [
-        ("teacher-small", ["teacher-small"]),
+        ("teacher-small", ["teacher-small", "teacher-small-1"]),
         ("cd-small", ["best-small", "cd-small-huber"]),
         ("ct-small", ["ct-small"]),
         ("boot-small", ["boot-small"]),
-        ("pd-small", ["pd-small"]),
+        ("pd-small", ["pd-small", "pd-small-1"]),
+        ("direct-small", ["direct-small"]),
         ("cd-mini", ["cd-mini"]),
     ],
 )
@@ -449,3 +450,39 @@ def test_what_is_said_of_patches_is_what_their_files_say():
         "cd-mini steps 1: Fréchet distance, EfficientNet-Lite0: 66.97",
     ):
         assert said in text, said
+
+
+def rates_in(file):
+    """The images a second in the rows of student_cpu.py's output `file`, with channels last."""
+    return [float(x) for x in re.findall(r"channels last +([\d.]+) images/s, ", file.read_text())]
+
+
+def test_what_is_said_of_narrow_networks_is_what_their_files_say():
+    folder, ships = ROOT / "results" / "cifar10_narrow", tables.read_results()
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    names = ("48-1-2-4", "64-1-1-2-3")
+    runs = [tables.read_results(folder / name) for name in names]
+    said = [f"{max(rates_in(folder / n / 'student_cpu.txt'))} ([rows]({n}/" for n in names]
+    said += [" | ".join(f"{run.score('teacher-mini'):.2f}" for run in runs)]
+    one = [(r.score("cd-mini"), r.runs["cd-mini"]["seconds"]) for r in (*runs, ships)]
+    said += [" | ".join(f"{value:.2f} after {seconds:.0f} s" for value, seconds in one)]
+    said += [" | ".join(f"{r.score('cd-mini', 2):.2f}" for r in (*runs, ships))]
+    seen = [tables.images_seen(r.runs["cd-mini"]) / 1e6 for r in (*runs, ships)]
+    said += ["{:.1f} and {:.1f} M against {:.1f} M".format(*seen)]
+    for words in said:
+        assert words in text, words
+    assert all(r.runs["cd-mini"]["teacher"] == "teacher-small-1" for r in runs)
+
+
+def test_what_is_said_of_two_cpu_cores_is_what_their_files_say():
+    folder = ROOT / "benchmarks"
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    table = text.split("## Two CPU cores")[1].split("## GPUs")[0]
+    rows = re.findall(
+        r"\((results/student_cpu_\w+\.txt)\).*?\| ([\d.]+) to ([\d.]+), .*\| 60 \| (\w+)", table
+    )
+    assert len(rows) == len(list(folder.glob("results/student_cpu_*.txt"))) == 3
+    for file, low, high, verdict in rows:
+        rates = rates_in(folder / file)
+        assert (float(low), float(high)) == (min(rates), max(rates)), file
+        assert verdict == ("met" if min(rates) > 60 else "missed"), file

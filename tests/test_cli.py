@@ -253,6 +253,7 @@ def test_sample_draws_a_grid_of_its_size(name, args, rows, columns, runs, tmp_pa
         ("teacher", ["--sigmas", 10, 1, "--steps", 3], "give one of both"),
         ("teacher", ["--nrow", 0], "give 1 to 100"),
         ("teacher", ["--out", "grid.gif"], "ends in .png"),
+        ("cd", ["--precision", "float16"], "did you mean"),
         ("nobody", [], "no finished run"),
     ],
 )

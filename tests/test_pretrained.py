@@ -100,6 +100,37 @@ def test_networks_for_images_lie_channels_last():
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
 
 
+def test_fast_means_bfloat16_where_it_has_units_and_draws_the_same(monkeypatch):
+    noise = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    draw = lambda **options: load_pretrained("cifar10-cd-mini", **options).sample(noise)  # noqa: E731
+    full = draw(precision="float32")
+    for has_units in (True, False):
+        monkeypatch.setattr(image_runs, "has_bfloat16_units", lambda device, has=has_units: has)
+        precision = load_pretrained("cifar10-cd-mini").model.network.precision
+        assert precision is (torch.bfloat16 if has_units else None)
+        assert load_run("cifar10-cd-mini").model.network.precision is None  # unless asked for
+        assert load_run("cifar10-cd-mini", precision="fast").model.network.precision is precision
+        near, apart = draw(), (full - full.roll(1, 0)).square().mean().sqrt()
+        error = (near - full).square().mean().sqrt()
+        assert near.dtype == torch.float32 and error < 0.03 * apart  # rounding, no other images
+        assert bool(error > 0) == has_units
+    with pytest.raises(InputError, match="did you mean 'bfloat16'"):
+        load_pretrained("cifar10-cd-mini", precision="bfloat")
+
+
+def test_units_for_bfloat16_are_asked_of_the_device(monkeypatch):
+    cpu, has = torch.device("cpu"), image_runs.has_bfloat16_units
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    assert has(cpu) is True and has(torch.device("meta")) is False
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    assert has(cpu) is False
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert has(cpu) is False
+    for version, is_fast in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, v=version: v)
+        assert has(torch.device("cuda")) is is_fast
+
+
 def test_recipes_hands_it_on():
     from consistency_edu import recipes
 
