@@ -598,6 +598,26 @@ def costs(results: Results) -> str:
     return f"{words}: {'; '.join(found)}." if found else ""
 
 
+def cpus_in_words(folder: Path = ROOT / "benchmarks" / "results") -> str:
+    """Return how fast the student that ships was on each CPU, from student_cpu.py's outputs."""
+    rates = {}
+    for file in folder.glob("student_cpu_*.txt"):
+        text = file.read_text(encoding="utf-8")
+        best = max(map(float, re.findall(r" ([\d.]+) images/s, ", text)))
+        cpu, precision = re.match(r"(.*?) \(.*?, (\w+); cifar10", text).groups()
+        cpu = cpu.replace("(R)", "").removesuffix(" Processor")
+        rates[f"{cpu} in {precision}"] = best
+    if not rates:
+        return ""
+    order = sorted(rates, key=rates.get, reverse=True)
+    told = ", ".join(f"{rates[name]:.0f} ({name})" for name in order)
+    return (
+        f"Images a second in one step on two virtual CPU cores: {told}; bfloat16 is taken where a "
+        "processor has units for it. By `python benchmarks/student_cpu.py`; all rows are in "
+        "`benchmarks/README.md`."
+    )
+
+
 def command(results: Results, name: str) -> str:
     """Return the command that trains and scores the run `name`, as typed if commands.txt has it.
 
@@ -696,8 +716,8 @@ def direct_in_words(results: Results) -> str:
     if results.score(name) > results.score(others[0]):
         return text
     return (
-        f"{text} After days of training the order is the other way round (the slides' table 1, "
-        "below). Each step of direct distillation aims at the finished sample; CD has to carry it "
+        f"{text} After days of training the order is the other way round (the slides' table "
+        "1). Each step of direct distillation aims at the finished sample; CD has to carry it "
         "through the grid, from student to student."
     )
 

@@ -334,6 +334,22 @@ def test_direct_distillation_is_told_beside_cd_with_the_cost_of_its_pairs(full, 
     assert tables.direct_in_words(tables.read_results(folder)) == ""
 
 
+def test_the_speed_of_the_student_is_told_of_each_cpu(tmp_path):
+    assert tables.cpus_in_words(tmp_path) == ""
+    for name, cpu, word, rate in (
+        ("a", "Some(R) CPU Processor (AVX512)", "bfloat16", 120.6),
+        ("b", "Other CPU (AVX2)", "float32", 30.0),
+    ):
+        head = f"{cpu}, 2 threads, torch 2, {word}; cifar10-cd-mini, 7 weights\n"
+        rows = f"batch   4, channels last   {rate} images/s,  9.0 a core\n"
+        rows += "batch   8, channels last     7.0 images/s,  3.5 a core\n"
+        end = "best: batch 4, channels last: 999.0 images/s in one step; a walk\n"
+        (tmp_path / f"student_cpu_{name}.txt").write_text(head + rows + end)
+    told = tables.cpus_in_words(tmp_path)
+    assert ": 121 (Some CPU in bfloat16), 30 (Other CPU in float32); " in told
+    assert "133 (Intel Xeon in bfloat16)" in tables.cpus_in_words()
+
+
 def test_the_brief_table_has_a_row_for_each_whole_run(full, tmp_path):
     folder = tmp_path / "results"
     shutil.copytree(full, folder)
