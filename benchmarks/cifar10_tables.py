@@ -583,17 +583,23 @@ def cost(results: Results, name: str) -> str:
     if name not in names:
         return f"`{name}` was not run."
     parts = [
-        f"`{name}` {run['seconds'] / 60:.1f} minutes ({images_seen(run) / 1e6:.1f} M images)"
+        f"`{name}` {minutes_of(run):.1f} minutes ({images_seen(run) / 1e6:.1f} M images)"
         for name, run in ((name, results.runs[name]) for name in names)
     ]
-    whole = sum(results.runs[name]["seconds"] for name in names) / 60
+    whole = sum(minutes_of(results.runs[name]) for name in names)
     total = f" = {whole:.1f} minutes" if len(names) > 1 else ""
     return f"{' + '.join(parts)}{total} of one {results.runs[name]['device']}"
 
 
+def minutes_of(run: dict) -> float:
+    """Return the minutes of training of `run`, and of making its cached pairs, if it had some."""
+    return (run["seconds"] + run.get("pairs_seconds", 0)) / 60
+
+
 def costs(results: Results) -> str:
-    """Return what the best student and the one that ships cost, as far as they were run."""
-    found = [cost(results, n) for n in (results.first(CD), SHIPPED) if n in results.runs]
+    """Return what the best students and the one that ships cost, as far as they were run."""
+    names = [n for n in (results.first(CD), "direct-small", SHIPPED) if n in results.runs]
+    found = [cost(results, n) for n in names]
     words = "What it cost, without loading and compiling"
     return f"{words}: {'; '.join(found)}." if found else ""
 
@@ -706,8 +712,8 @@ def direct_in_words(results: Results) -> str:
     kin = f"Their teacher is the same ({told[0]})"
     if teachers[0] != teachers[1]:
         kin = f"Their teachers differ in seed and distance ({' and '.join(told)})"
-    took = re.search(r"its pairs took (\d+) s", results.commands)
-    spent = f", for which it took {took[1]} s more" if took else ""
+    took = run.get("pairs_seconds")
+    spent = f", which took {took:.0f} s to make" if took else ""
     text = (
         f"**Direct distillation in minutes.** `{name}` reached {results.score(name):.2f} in one step "
         f"with {run['seconds']:.0f} s of training on {pairs:,} pairs{spent}; CD reached "

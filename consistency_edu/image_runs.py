@@ -329,8 +329,8 @@ def save_grid(x: Tensor, path: Path, title: str = "") -> Path:
 class Workshop:
     """All that a run trains with: its `recipe`, `folder`, data, objective, batches and dice.
 
-    Several `workers` have one each, for their shares of the batches.  `parents` are the names of
-    the runs that it is made from: "teacher" and "start".
+    Several `workers` have one each, for their shares of the batches.  `origin` are the names of the
+    runs that it is made from, "teacher" and "start", and the "pairs_seconds" of cached pairs.
     """
 
     recipe: Recipe
@@ -342,7 +342,7 @@ class Workshop:
     batches: Iterator[tuple[Tensor, Tensor | None]]
     generator: torch.Generator
     workers: Workers = dataclasses.field(default_factory=Workers)
-    parents: dict[str, str] = dataclasses.field(default_factory=dict)
+    origin: dict[str, str | float] = dataclasses.field(default_factory=dict)
 
     @property
     def classes(self) -> int:
@@ -427,14 +427,15 @@ def open_workshop(
     if images.images.nbytes < 2e9:
         images = images.to(device)
     prepare(dataclasses.replace(recipe, batch=share), objective, shape, device)
+    origin = {"teacher": teacher if master else None, "start": start}
+    origin = {k: Path(v).resolve().name for k, v in origin.items() if v is not None}
     if recipe.pairs and recipe.method == "direct":  # by a teacher that is fast by now
-        fill_pairs(recipe, objective, images, generator, workers)
+        origin["pairs_seconds"] = fill_pairs(recipe, objective, images, generator, workers)
     if workers.rank:
         torch.manual_seed(seed + 1_000_003 * workers.rank)  # for dropout, each its own
     batches = batches_of(recipe, images, device, generator, workers)
     made = (recipe, folder, images, device, seed, objective, batches, generator, workers)
-    parents = {"teacher": master and teacher, "start": start}
-    return Workshop(*made, {k: Path(v).resolve().name for k, v in parents.items() if v is not None})
+    return Workshop(*made, origin)
 
 # %% ../nbs/18_image_runs.ipynb #ru000016b
 def device_of(recipe: Recipe, workers: Workers) -> torch.device:
@@ -492,8 +493,9 @@ def fill_pairs(
     images: ImageSet,
     generator: torch.Generator,
     workers: Workers,
-) -> None:
-    """Make the cached pairs of direct distillation, each of the `workers` its share of them."""
+) -> float:
+    """Make the cached pairs of direct distillation, each of the `workers` its share: in seconds."""
+    start = time.perf_counter()
     device = next(objective.parameters()).device
     share = -(-recipe.pairs // workers.count)
     noise = torch.empty(share, *images.images.shape[1:], device=device)
@@ -508,6 +510,9 @@ def fill_pairs(
         objective.pairs = Pairs(
             *(part if part is None else workers.gather(part).to(device) for part in objective.pairs)
         )
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return round(time.perf_counter() - start, 1)
 
 # %% ../nbs/18_image_runs.ipynb #ru000083b
 def load_in_turn(recipe: Recipe, workers: Workers) -> ImageSet:
@@ -812,7 +817,7 @@ def finish(books: Recorder, state: TrainState) -> Path:
         write_file(folder / f"{name}.safetensors", content)
     info = {
         "recipe": dataclasses.asdict(recipe),
-        **shop.parents,
+        **shop.origin,
         "seed": shop.seed,
         "shape": list(shop.images.images.shape[1:]),
         "classes": shop.classes,
@@ -853,6 +858,7 @@ def card(recipe: Recipe, info: dict) -> str:
     }
     words = {"teacher": "its teacher is", "start": "its first weights are those of"}
     made = [f"{words[key]} `{info[key]}`" for key in words if info.get(key)]
+    before = f"{info['pairs_seconds']:.0f} s for its pairs and " if "pairs_seconds" in info else ""
     return "\n".join(
         [
             f"# {recipe.name}\n\n*The recipe*: {recipe.about}\n",
@@ -862,7 +868,7 @@ def card(recipe: Recipe, info: dict) -> str:
             f"- **network**: {recipe.network}, {info['parameters']:,} parameters",
             *([f"- **made from**: {', '.join(made)}"] if made else []),
             f"- **training**: {info['steps']:,} steps, {seen:,} images seen, "
-            f"{info['seconds']:.0f} s on {info['device']}, seed {info['seed']}",
+            f"{before}{info['seconds']:.0f} s on {info['device']}, seed {info['seed']}",
             f"- **choices**: {json.dumps(changed)}",
             "- **weights**: the average (EMA) of the training, `model.safetensors`",
             "- **use**: `load_run(folder).sample(noise)` with standard normal noise",

@@ -324,11 +324,14 @@ def test_direct_distillation_is_told_beside_cd_with_the_cost_of_its_pairs(full, 
     shutil.copytree(full, folder)
     text = tables.direct_in_words(tables.read_results(folder))
     assert "70.00 in one step with 195 s" in text and "45.00 after 195 s" in text
-    assert "the same (9.00)" in text and "other way round" not in text and "more" not in text
+    assert "the same (9.00)" in text and "other way round" not in text and "to make" not in text
     write(folder / "direct-small" / "scores.json", {"1": {"frechet": 20.0}})
-    (folder / "commands.txt").write_text("# its pairs took 57 s, which are not in the seconds\n")
+    run = json.loads((folder / "direct-small" / "run.json").read_text())
+    write(folder / "direct-small" / "run.json", {**run, "pairs_seconds": 56.8})
     text = tables.direct_in_words(tables.read_results(folder))
-    assert "took 57 s more" in text and "other way round" in text
+    assert "which took 57 s to make" in text and "other way round" in text
+    whole = (run["seconds"] + 56.8) / 60
+    assert f"`direct-small` {whole:.1f} minutes" in tables.costs(tables.read_results(folder))
     assert tables.best_in_words(tables.read_results(folder)).startswith("one step: 20.00 (direct)")
     (folder / "cd-small-huber" / "scores.json").unlink()
     assert tables.direct_in_words(tables.read_results(folder)) == ""

@@ -153,6 +153,14 @@ def test_cached_pairs_are_made_by_a_teacher_that_is_fast_by_then(teacher, tmp_pa
     assert len(shop.objective.pairs.noise) == 40
 
 
+def test_what_cached_pairs_cost_is_told(teacher, tmp_path):
+    recipe = override(short("digits-direct"), {"pairs": "40"})
+    folder = train_recipe(recipe, tmp_path / "direct", teacher=teacher)
+    assert load_run(folder).info["pairs_seconds"] >= 0
+    assert "s for its pairs and" in (folder / "card.md").read_text()
+    assert "its pairs" not in (teacher / "card.md").read_text()
+
+
 def test_progressive_distillation_leaves_two_students(teacher, tmp_path):
     folder = train_recipe(short("digits-pd"), tmp_path / "pd", teacher=teacher)
     for steps, name in ((1, "model"), (2, "two_steps")):
