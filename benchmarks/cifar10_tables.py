@@ -860,7 +860,8 @@ def draw_floor(axis: viz.plt.Axes, results: Results) -> None:
 
 def best_in_words(results: Results) -> str:
     """Return the title of the figure of quality: the best students in 1 and 2 steps, the teacher."""
-    parts, students = [], [n for n in pictured(results) if role_of(n) == "student"]
+    students = [n for n in pictured(results) if role_of(n) == "student" and n in TITLES]
+    parts = []
     for steps, word in ((1, "one step"), (2, "two steps")):
         found = {name: results.score(name, steps) for name in students}
         found = {name: value for name, value in found.items() if value}

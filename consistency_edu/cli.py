@@ -103,7 +103,7 @@ class TrainConfig:
     """write the metrics for TensorBoard, too (pip install tensorboard)"""
     changes: tyro.conf.Suppress[dict[str, str]] = dataclasses.field(default_factory=dict)
 
-
+# %% ../nbs/19_cli.ipynb #cl000003part1
 def split_changes(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Split `args` of train into its own options and the changes of the recipe, field -> word."""
     names = [f.name.replace("_", "-") for f in dataclasses.fields(TrainConfig)]
@@ -135,7 +135,7 @@ def train_command(config: TrainConfig) -> None:
     folder = train_recipe(recipe, out, teacher=teacher, **options)
     tell({kind: folder / f"{kind}.{end}" for kind, end in FILES.items()})
 
-
+# %% ../nbs/19_cli.ipynb #cl000003part2
 def teacher_of(config: TrainConfig, recipe: Recipe) -> Path | None:
     """Return the folder of the teacher of `recipe`: the given one, or the one beside `out`.
 
@@ -189,7 +189,7 @@ class SampleConfig:
     precision: str = "fast"
     """of U-Nets: float32, bfloat16, or fast: bfloat16 where the device has units for it"""
 
-
+# %% ../nbs/19_cli.ipynb #sa000002part1
 def check_sample(config: SampleConfig) -> None:
     """Raise InputError if a picture such as `config` asks for cannot be made."""
     if not (1 <= config.nrow <= 100 and 1 <= config.ncol <= 100):
@@ -246,7 +246,7 @@ def labels_for(run: Run, config: SampleConfig, count: int) -> Tensor | None:
     place = torch.arange(count) // (config.ncol if config.interpolate else 1)
     return chosen[place % len(chosen)]
 
-
+# %% ../nbs/19_cli.ipynb #sa000003part1
 def walk(run: Run, noise: Tensor, levels: Tensor, labels: Tensor | None, dice) -> Tensor:
     """Return what `run` makes of `noise`, stage by stage, `[S, B, C, H, W]`, ready to be shown."""
     options = {"labels": labels, "return_path": True}
@@ -271,7 +271,7 @@ def as_png(images: Tensor, columns: int) -> bytes:
     picture.resize(size, Image.Resampling.NEAREST).save(file, "PNG")
     return file.getvalue()
 
-
+# %% ../nbs/19_cli.ipynb #sa000003part2
 def sample_command(config: SampleConfig) -> None:
     """Draw the grid of images of `config`, and say where it is."""
     check_sample(config)
@@ -308,7 +308,7 @@ def doctor_command(config: DoctorConfig) -> None:
     for name, value in examine().items():
         print(f"{name:16} {value}")
 
-
+# %% ../nbs/19_cli.ipynb #cl000005part1
 def examine() -> dict[str, str]:
     """Return what this machine has: versions, CPU, GPUs, disk and data."""
     packages = {p: installed(p) for p in ("consistency_edu", "torch", "scikit-learn", "matplotlib")}
@@ -419,7 +419,7 @@ class EvaluateConfig:
     out: Path | None = None
     """the file of the numbers; if not given RUN/evaluation.json, for a name NAME-evaluation.json"""
 
-
+# %% ../nbs/19_cli.ipynb #ev19000bpart1
 def check_evaluation(config: EvaluateConfig) -> list[Run]:
     """Return the run for each of the steps; InputError if something is missing."""
     if config.count < 2 or config.batch < 1 or not config.steps:
@@ -460,7 +460,7 @@ def floor_row(reference: Reference, source: str, size: int | None, network, conf
     images = random_images(held, min(config.count, len(held)))
     return evaluate_images(images, reference, network, batch=config.batch)
 
-
+# %% ../nbs/19_cli.ipynb #ev19000cpart1
 def evaluate_command(config: EvaluateConfig) -> None:
     """Measure the run of `config` and write the numbers."""
     runs = check_evaluation(config)
@@ -531,7 +531,7 @@ class EditConfig:
     seed: int = 0
     """seeds the noise"""
 
-
+# %% ../nbs/19_cli.ipynb #ed190002part1
 def edit_command(config: EditConfig) -> None:
     """Do the edit of `config`, write its picture, and say where it is."""
     task = EDITS[choose("task", config.task, tuple(EDITS))]
@@ -596,7 +596,7 @@ def save_picture(x: Tensor, path: Path) -> None:
     Image.fromarray(row.numpy()).save(partial, format="PNG")
     os.replace(partial, path)
 
-
+# %% ../nbs/19_cli.ipynb #ed190003part1
 def keep_and_fill(config: EditConfig, run: Run, operator: Operator) -> Tensor:
     """Return `count` edits that keep what `operator` keeps of the image."""
     patch = config.patch if config.task == "superres" else 1
@@ -649,7 +649,7 @@ def walk_between(config: EditConfig, run: Run) -> Tensor:
     ends = torch.randn(2, 1, *run.shape, generator=dice_of(config))
     return interpolate(run.model, *ends, max(config.count, 2))[:, 0]
 
-
+# %% ../nbs/19_cli.ipynb #ed190004part1
 EDITS: dict[str, Callable[[EditConfig, Run], Tensor]] = {
     "inpaint": inpaint,
     "colorize": colorize,
@@ -691,7 +691,7 @@ def parse(args: Sequence[str] | None):
     )
     return dataclasses.replace(config, changes=changes) if changes else config
 
-
+# %% ../nbs/19_cli.ipynb #cl000009part1
 def stopped(config) -> str:
     """Say what an interrupted command leaves, and how to go on."""
     if isinstance(config, TrainConfig):

@@ -269,7 +269,7 @@ FEATURES: dict[str, Callable[[], nn.Module]] = {
     "pixels": Pixels,
 }
 
-
+# %% ../nbs/15_evaluation.ipynb #ev000024b
 def load_features(name: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """Return the feature network `name`, one of FEATURES or a file, on `device`, frozen.
 
@@ -317,7 +317,7 @@ class Gathered:
 def _device_of(network: nn.Module) -> torch.device | None:
     return next((value.device for value in network.state_dict().values()), None)
 
-
+# %% ../nbs/15_evaluation.ipynb #ev000028b
 @torch.no_grad()
 def gather(network: nn.Module, images: Images, *, batch: int = 250, keep: int = 0) -> Gathered:
     """Run `network` over `images` (a tensor, or an iterable of batches), `batch` at a time.
@@ -374,7 +374,7 @@ def _name_of(image_set: ImageSet, network: nn.Module, split: str, keep: int) -> 
     digest.update(f"{fingerprint(network)} {keep}".encode())
     return f"{Path(image_set.name).name}-{split}-{digest.hexdigest()[:12]}.safetensors"
 
-
+# %% ../nbs/15_evaluation.ipynb #ev000030b
 def reference_of(
     image_set: ImageSet,
     network: nn.Module,
@@ -410,7 +410,7 @@ def _write(file: Path, gathered: Gathered) -> None:
     save_file(tensors, partial, {"count": str(moments.count)})
     partial.replace(file)
 
-
+# %% ../nbs/15_evaluation.ipynb #ev000030c
 def _read(file: Path) -> Gathered:
     moments = Moments()
     with safe_open(file, "pt") as content:
@@ -455,7 +455,7 @@ def _on(moments: Moments, device: torch.device | str) -> Moments:
     moved.mean, moved.scatter = moments.mean.to(device), moments.scatter.to(device)
     return moved
 
-
+# %% ../nbs/15_evaluation.ipynb #ev000032b
 def card_of(
     network: nn.Module, reference: Reference, count: int, number: int, neighbours: int = 3
 ) -> dict:

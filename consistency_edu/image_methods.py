@@ -194,7 +194,7 @@ def check_recipe(recipe: Recipe) -> Recipe:
         raise InputError("guidance needs classes: add --labels, and take a teacher with labels.")
     return recipe
 
-
+# %% ../nbs/18_image_methods.ipynb #ir000008b
 def override(recipe: Recipe, changes: dict[str, str]) -> Recipe:
     """Return `recipe` with `changes`, field -> value as a word, and check the result."""
     types = typing.get_type_hints(Recipe)
@@ -271,7 +271,7 @@ def build_model(recipe: Recipe, network: nn.Module) -> nn.Module:
     """Return the model that the method of `recipe` trains around `network`."""
     return MODELS[recipe.method](recipe, network)
 
-
+# %% ../nbs/18_image_methods.ipynb #ir000013b
 def present(recipe: Recipe, model: nn.Module, steps: int = 1) -> nn.Module:
     """Return a trained `model` as its users see it: a teacher as a denoiser, a student as f."""
     if recipe.method == "boot":
@@ -422,7 +422,7 @@ class LpipsMaps(nn.Module):
         maps = [unit(m) for m in self.network(self.scale(x))]
         return [m * root for m, root in zip(maps, self.roots)] if self.is_weighted else maps
 
-
+# %% ../nbs/18_image_methods.ipynb #pd000002b
 def is_torchvisions(file: Path, kind: str) -> bool:
     """Return whether `file` is torchvision's own of the network `kind`."""
     if not file.is_file():
@@ -566,7 +566,7 @@ def direct_objective(
     options = {"solver": SOLVERS[recipe.solver], "distance": distance_of(recipe)}
     return DirectDistillation(online, teacher, grid, **options)
 
-
+# %% ../nbs/18_image_methods.ipynb #ir000018b
 def boot_objective(
     recipe: Recipe, online: nn.Module, teacher: nn.Module, classes: int
 ) -> nn.Module:
@@ -612,7 +612,7 @@ def build_objective(
     master = as_seen(recipe, teacher) if needs_teacher else None
     return OBJECTIVES[recipe.method](recipe, online, master, classes)
 
-
+# %% ../nbs/18_image_methods.ipynb #ir000019b
 def network_in(model: nn.Module) -> nn.Module:
     """Return the network inside `model`."""
     return next(part for part in model.modules() if isinstance(part, (UNet, PixelMLP)))

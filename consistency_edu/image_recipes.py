@@ -229,7 +229,7 @@ def quick(network: str, minutes: dict[str, float]) -> tuple[Recipe, ...]:
         for method in choices
     )
 
-
+# %% ../nbs/18_image_recipes.ipynb #ix000012part1
 _SMALL = {"teacher": 7, "cd": 14, "ct": 10, "pd": 8, "direct": 8, "boot": 8}
 _MINI = {"teacher": 5, "cd": 7, "ct": 5, "pd": 4, "direct": 4, "boot": 4}
 SMALL_RECIPES = quick("small", _SMALL)

@@ -193,7 +193,7 @@ class Run:
         options = {"steps": steps, "labels": labels, "generator": generator}
         return draw_samples(self.recipe, self.model, noise, **options)
 
-
+# %% ../nbs/18_image_runs.ipynb #ru000010part1
 def load_run(
     folder: str | Path, device: str = "cpu", steps: int = 1, precision: str = "float32"
 ) -> Run:

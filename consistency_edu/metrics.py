@@ -129,7 +129,10 @@ def energy_test(
 
 # %% ../nbs/02_metrics.ipynb #26ef0686
 def _symmetric_root(cov: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(cov)
+    try:
+        values, vectors = torch.linalg.eigh(cov)
+    except torch.linalg.LinAlgError:  # a few nearly equal samples: many eigenvalues are nearly 0
+        vectors, values, _ = torch.linalg.svd(cov)  # the same, as none of them is negative
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 

@@ -171,7 +171,7 @@ class ToyRun:
         counted = Counted(denoiser)
         return solve_pf_ode(counted, self.judge.noise, sampling_sigmas()), counted.evaluations
 
-
+# %% ../nbs/18_recipes.ipynb #d6544211part1
 def sampling_sigmas() -> Tensor:
     """Return the teacher's decreasing levels: 18 Karras points and 0, 35 evaluations."""
     return torch.cat([karras_sigmas(18, SIGMA_MIN, SIGMA_MAX).flip(0), torch.zeros(1)])

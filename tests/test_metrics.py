@@ -104,6 +104,18 @@ def test_frechet_of_commuting_and_of_singular_covariances(generator):
         gaussian_frechet(zero, cov(s_a), one[:3], cov(s_b))
 
 
+def test_frechet_outlives_an_eigenvalue_solver_that_gives_up(monkeypatch):
+    a, b = (torch.randn(9, 24, dtype=torch.float64) * scale for scale in (1.0, 0.4))  # rank 8 of 24
+    moments = (a.mean(0), a.T.cov(), b.mean(0), b.T.cov())
+    expected = gaussian_frechet(*moments)
+
+    def give_up(matrix):
+        raise torch.linalg.LinAlgError("linalg.eigh: the algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", give_up)
+    assert expected > 1 and abs(gaussian_frechet(*moments) - expected) < 1e-6 * expected
+
+
 def test_frechet_of_samples_uses_the_unbiased_covariance():
     a = torch.tensor([[-1.0], [1.0]])  # variance 2 with n - 1
     b = torch.tensor([[-2.0], [2.0]])  # variance 8
