@@ -30,7 +30,7 @@ from consistency_edu.image_runs import read_metrics, show_images
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER, SHIPPED = "teacher-small", "cd-mini"
 CD = "best-small cd-small-vgg cd-small-huber"  # our CD is the first of them that was scored
-PD = "pd-small pd-small-1"  # the first was scored in one step alone
+PD = "pd-small-1 pd-small"  # the first was scored in one step and in two
 
 HED = "VGG16 (HED) perceptual distance, unweighted"
 TITLES = {  # the planned runs, in the order of the tables
@@ -304,6 +304,11 @@ def quality(results: Results, names: list[str] | None = None) -> str:
     return table(head.split(","), rows) if rows else "No run has been scored."
 
 
+def planned(results: Results) -> list[str]:
+    """Return the names of the planned runs and of their teachers."""
+    return sorted({n for name in TITLES for n in (name, results.teacher_of(name))})
+
+
 def quality_row(results: Results, name: str, steps: int) -> list[str]:
     """Return the row of the run `name` with `steps` steps in the table of quality."""
     run = results.runs[name]
@@ -401,6 +406,23 @@ def ours_beside(
         return value, value / whole if value and whole else None, f"`{name}`, DDIM"
     value = results.score(name, 1 if sampler == "heun" else nfe)
     return value, results.ratio(name, value), f"`{name}`"
+
+
+def counts_in_words(results: Results) -> str:
+    """Return what DDIM's rows are of, and over which teachers the other rows are."""
+    row = results.on_curve(TEACHER, "heun", 35)
+    lines = []
+    if row and results.on_curve(TEACHER, "ddim", 50):
+        lines.append(
+            f"DDIM's rows are of {row['samples']:,} samples, over the teacher's {row['frechet']:.2f} "
+            "of as many."
+        )
+    names = [results.first(names, nfe) for _, nfe, _, names, sampler in SLIDES if not sampler]
+    for name in dict.fromkeys(names):
+        teacher = results.teacher_of(name)
+        if results.score(name) and results.score(teacher) and teacher not in TITLES:
+            lines.append(f"`{name}` is over `{teacher}` ({results.score(teacher):.2f}).")
+    return " ".join(lines)
 
 
 def why_none(results: Results, name: str) -> str:
@@ -537,15 +559,24 @@ def perceptual_in_words(results: Results) -> str:
     if not all(values):
         return ""
     text = (
-        f"**The perceptual distance.** `{name}` reached {values[0]:.2f} where `{other}` reached "
-        f"{values[1]:.2f} in the same {results.runs[other]['seconds']:.0f} s."
+        f"**The perceptual distance.** `{name}` (weight 1) reached {values[0]:.2f} where `{other}` "
+        f"(weight 1/gap) reached {values[1]:.2f} in the same {results.runs[other]['seconds']:.0f} s, "
+        "so distance and weight differ."
     )
+    pair = ("cd-small-vgg-root", "cd-small-root")
+    if all(results.score(run, 2) for run in pair):
+        one, two = ([results.score(run, steps) for run in pair] for steps in (1, 2))
+        text += (
+            f" With the same weight (1/√gap, {results.runs[pair[0]]['seconds']:.0f} and "
+            f"{results.runs[pair[1]]['seconds']:.0f} s) it was {one[0]:.2f} against {one[1]:.2f} in one "
+            f"step, and {two[0]:.2f} against {two[1]:.2f} in two."
+        )
     seen = [results.gallery.get(key) for key in (f"{name}/1", f"{TEACHER}/heun35")]
     if any(images is None for images in seen):
         return text
     ours, theirs = map(texture, seen)
     return text + (
-        f" What we see: its images have a contrast of {ours['contrast']:.1f} and a grain of "
+        f" The images of `cd-small-vgg` have a contrast of {ours['contrast']:.1f} and a grain of "
         f"{ours['grain']:.1f}, the teacher's {theirs['contrast']:.1f} and {theirs['grain']:.1f}. "
         "Why was not found out. The weights are not LPIPS's, so this says nothing of LPIPS."
     )
@@ -618,9 +649,9 @@ def cpus_in_words(folder: Path = ROOT / "benchmarks" / "results") -> str:
     order = sorted(rates, key=rates.get, reverse=True)
     told = ", ".join(f"{rates[name]:.0f} ({name})" for name in order)
     return (
-        f"Images a second in one step on two virtual CPU cores: {told}; bfloat16 is taken where a "
-        "processor has units for it. By `python benchmarks/student_cpu.py`; all rows are in "
-        "`benchmarks/README.md`."
+        f"Images a second in one step on two virtual CPU cores, with the best batch: {told}; others "
+        "give less, down to half. bfloat16 is taken where a processor has units for it. By `python "
+        "benchmarks/student_cpu.py`; more in `benchmarks/README.md`."
     )
 
 
@@ -662,6 +693,11 @@ def not_run(results: Results) -> list[str]:
         lines.append("No run has a second seed: how far a distance scatters is not known.")
     return lines + [
         "A teacher that is told the class, and guidance distilled from it, were not run on CIFAR-10.",
+        *(
+            f"`{name}`: its samples from the same noises, its classes and its speed were not measured."
+            for name in ("direct-small", "pd-small")
+            if results.score(name) and f"{name}/1" not in results.structure
+        ),
         "The lossless CIFAR-10, Inception's features (FID, Inception score) and LPIPS with its own "
         "weights were not at hand: no number here is an FID, and none is a published one's equal.",
     ]
@@ -714,17 +750,20 @@ def direct_in_words(results: Results) -> str:
         kin = f"Their teachers differ in seed and distance ({' and '.join(told)})"
     took = run.get("pairs_seconds")
     spent = f", which took {took:.0f} s to make" if took else ""
+    gpu = {n: results.runs[n].get("device", "a GPU") for n in (name, others[1])}
+    also = results.score(others[1], 2)
     text = (
-        f"**Direct distillation in minutes.** `{name}` reached {results.score(name):.2f} in one step "
-        f"with {run['seconds']:.0f} s of training on {pairs:,} pairs{spent}; CD reached "
-        f"{' and '.join(rivals)}. {kin}."
+        f"**Direct distillation in minutes.** In one step `{name}` (one run on one {gpu[name]}, "
+        f"{run['seconds']:.0f} s of training on {pairs:,} pairs{spent}) reached "
+        f"{results.score(name):.2f}; CD (one {gpu[others[1]]}) reached {' and '.join(rivals)}"
+        + (f", and {also:.2f} in two steps. {kin}." if also else f". {kin}.")
     )
     if results.score(name) > results.score(others[0]):
         return text
     return (
-        f"{text} After days of training the order is the other way round (the slides' table "
-        "1). Each step of direct distillation aims at the finished sample; CD has to carry it "
-        "through the grid, from student to student."
+        f"{text} After days of training the order is the other way round (the slides' table 1). A "
+        "possible reason, not tested: each step of direct distillation aims at a finished sample; CD "
+        "has to carry it through the grid, from student to student."
     )
 
 
@@ -870,8 +909,9 @@ def best_in_words(results: Results) -> str:
             parts.append(f"{word}: {found[name]:.2f} ({short(name)})")
     if results.score(TEACHER):
         nfe = nfe_of(results.runs[TEACHER], 1)
-        parts.append(f"teacher at {nfe} NFE: {results.score(TEACHER):.2f}")
-    return "; ".join(parts)
+        parts.append(f"{nfe} NFE: {results.score(TEACHER):.2f}")
+    has_twins = any(twin_of(name) != name for name in results.runs)
+    return "seed 0, " * has_twins + "; ".join(parts)
 
 
 def figure_learning(results: Results) -> viz.plt.Figure:
@@ -1025,7 +1065,7 @@ FIGURES = {  # file -> (what draws it, whether it can be drawn, what it shows)
     "pair": (
         figure_pair,
         lambda results: has_images(results, f"{TEACHER}/heun35", "CD/1"),
-        "The teacher and its best one-step student, from the same noises",
+        "The teacher and the long CD run in one step, from the same noises",
     ),
 }
 
@@ -1081,15 +1121,18 @@ def readme(results: Results) -> str:
         picture(results, "learning"),
         "## The slides' table 1 beside ours",
         slides_table_1(results),
+        counts_in_words(results),
         "Inception scores are not here (the judge has no classes).",
         "## The slides' table 2 beside ours",
-        "Distance over the teacher's (EDM's on the same data), precision, recall:",
+        "Distance over the teacher's (EDM's on the same data), precision, recall; our teacher has 35 "
+        "NFE:",
         slides_table_2(results),
         "### Why the ratios differ",
         why_different(results),
         "## Samples per second",
         "BOOT's table: FID and images per second as the slides print them, and ours:",
         slides_speed_table(results),
+        "A dash: the speed was not measured.",
         speed_table(results),
         picture(results, "ddim"),
         "## The same noise",

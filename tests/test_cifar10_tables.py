@@ -316,14 +316,16 @@ def test_a_twin_of_another_teacher_and_card_is_said_to_be_one(full, tmp_path):
     assert results.ratio("teacher-small-1", results.score("teacher-small-1")) == 1
     assert results.teacher_of("pd-small-1") == "teacher-small-1"
     rows = {(row[0], row[1]): row for row in rows_of(tables.slides_table_1(results))}
-    assert rows["PD", "1"][-1] == "`pd-small`" and rows["PD", "2"][-1] == "`pd-small-1`"
+    assert rows["PD", "1"][-1] == rows["PD", "2"][-1] == "`pd-small-1`"  # which has both
+    assert "`pd-small-1` is over `teacher-small-1` (9.00)." in text
 
 
 def test_direct_distillation_is_told_beside_cd_with_the_cost_of_its_pairs(full, tmp_path):
     folder = tmp_path / "results"
     shutil.copytree(full, folder)
     text = tables.direct_in_words(tables.read_results(folder))
-    assert "70.00 in one step with 195 s" in text and "45.00 after 195 s" in text
+    assert "on one a GPU, 195 s of" in text and "reached 70.00; CD" in text
+    assert "45.00 after 195 s" in text and "and 18.00 in two steps" in text
     assert "the same (9.00)" in text and "other way round" not in text and "to make" not in text
     write(folder / "direct-small" / "scores.json", {"1": {"frechet": 20.0}})
     run = json.loads((folder / "direct-small" / "run.json").read_text())
