@@ -552,6 +552,11 @@ def texture_table(results: Results) -> str:
     return table(head, rows) if rows else "Not run."
 
 
+def weight_in_words(results: Results, name: str) -> str:
+    """Return the weight in the loss of the run `name`, as in "weight 1/gap"."""
+    return WEIGHTS.get(results.runs[name]["recipe"]["weight"], "weight 1/gap")
+
+
 def perceptual_in_words(results: Results) -> str:
     """Return how the run with the perceptual distance did beside that with pseudo-Huber."""
     other, name = "cd-small-huber", "cd-small-vgg"
@@ -559,15 +564,15 @@ def perceptual_in_words(results: Results) -> str:
     if not all(values):
         return ""
     text = (
-        f"**The perceptual distance.** `{name}` (weight 1) reached {values[0]:.2f} where `{other}` "
-        f"(weight 1/gap) reached {values[1]:.2f} in the same {results.runs[other]['seconds']:.0f} s, "
-        "so distance and weight differ."
+        f"**The perceptual distance.** `{name}` ({weight_in_words(results, name)}) reached "
+        f"{values[0]:.2f} where `{other}` ({weight_in_words(results, other)}) reached "
+        f"{values[1]:.2f} in the same {results.runs[other]['seconds']:.0f} s."
     )
     pair = ("cd-small-vgg-root", "cd-small-root")
     if all(results.score(run, 2) for run in pair):
         one, two = ([results.score(run, steps) for run in pair] for steps in (1, 2))
         text += (
-            f" With the same weight (1/√gap, {results.runs[pair[0]]['seconds']:.0f} and "
+            f" With one and the same {weight_in_words(results, pair[0])} ({results.runs[pair[0]]['seconds']:.0f} and "
             f"{results.runs[pair[1]]['seconds']:.0f} s) it was {one[0]:.2f} against {one[1]:.2f} in one "
             f"step, and {two[0]:.2f} against {two[1]:.2f} in two."
         )
@@ -576,7 +581,7 @@ def perceptual_in_words(results: Results) -> str:
         return text
     ours, theirs = map(texture, seen)
     return text + (
-        f" The images of `cd-small-vgg` have a contrast of {ours['contrast']:.1f} and a grain of "
+        f" The images of `{name}` have a contrast of {ours['contrast']:.1f} and a grain of "
         f"{ours['grain']:.1f}, the teacher's {theirs['contrast']:.1f} and {theirs['grain']:.1f}. "
         "Why was not found out. The weights are not LPIPS's, so this says nothing of LPIPS."
     )
@@ -637,10 +642,11 @@ def costs(results: Results) -> str:
 
 def cpus_in_words(folder: Path = ROOT / "benchmarks" / "results") -> str:
     """Return how fast the student that ships was on each CPU, from student_cpu.py's outputs."""
-    rates = {}
+    rates, least = {}, 1.0
     for file in folder.glob("student_cpu_*.txt"):
         text = file.read_text(encoding="utf-8")
-        best = max(map(float, re.findall(r" ([\d.]+) images/s, ", text)))
+        found = [float(rate) for rate in re.findall(r" ([\d.]+) images/s, ", text)]
+        best, least = max(found), min(least, min(found) / max(found))
         cpu, precision = re.match(r"(.*?) \(.*?, (\w+); cifar10", text).groups()
         cpu = cpu.replace("(R)", "").removesuffix(" Processor")
         rates[f"{cpu} in {precision}"] = best
@@ -650,7 +656,7 @@ def cpus_in_words(folder: Path = ROOT / "benchmarks" / "results") -> str:
     told = ", ".join(f"{rates[name]:.0f} ({name})" for name in order)
     return (
         f"Images a second in one step on two virtual CPU cores, with the best batch: {told}; others "
-        "give less, down to half. bfloat16 is taken where a processor has units for it. By `python "
+        f"give less, down to {least:.0%} of that. bfloat16 is taken where a processor has units for it. By `python "
         "benchmarks/student_cpu.py`; more in `benchmarks/README.md`."
     )
 

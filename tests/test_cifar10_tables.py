@@ -352,6 +352,7 @@ def test_the_speed_of_the_student_is_told_of_each_cpu(tmp_path):
         (tmp_path / f"student_cpu_{name}.txt").write_text(head + rows + end)
     told = tables.cpus_in_words(tmp_path)
     assert ": 121 (Some CPU in bfloat16), 30 (Other CPU in float32); " in told
+    assert "down to 6% of that" in told  # 7.0 of 120.6
     assert "133 (Intel Xeon in bfloat16)" in tables.cpus_in_words()
 
 
