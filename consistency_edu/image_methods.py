@@ -141,6 +141,10 @@ class Recipe:
     """CD and CT: inverse_gap, root_gap or uniform"""
     solver: str = "heun"
     """heun or euler: the teacher's step in CD, in pairs, in PD's first round and in BOOT"""
+    last_round: float = 4.0
+    """PD: length of the last round, in lengths of the first; the round before it has 2"""
+    restart: bool = False
+    """PD: a new optimizer in each round"""
     decay: float = 0.0
     """CD: decay mu of the target network"""
     s0: int = 10
@@ -176,7 +180,7 @@ CHOICES = {
     "weight": LOSS_WEIGHTS,
     "solver": SOLVERS,
 }
-POSITIVE = ("batch", "steps", "lr", "sigma_min", "sigma_data", "enlarge")
+POSITIVE = ("batch", "steps", "lr", "sigma_min", "sigma_data", "enlarge", "last_round")
 
 
 def check_recipe(recipe: Recipe) -> Recipe:
@@ -292,8 +296,12 @@ class Halving(nn.Module):
 
     `online` and `teacher` are denoisers of one architecture, `sigmas` `[2^k + 1]` the first
     teacher's grid.  `solver` is the teacher's step in the first round; later rounds use Euler's,
-    which is what a student is trained for.  The last two rounds take 2 and 4 times as long as the
-    others, as in CM's code.  `options` go to ProgressiveDistillation.
+    which is what a student is trained for.  The last two rounds take 2 and `last_round` times as
+    long as the others; with `restart` each begins with a new optimiser.  `options` go to
+    ProgressiveDistillation.
+
+    Differs: CM's code restarts, and its last round is 3 long, the last third of which has a
+    learning rate of 0, so that `last_round` = 2 gives the same student.
     """
 
     def __init__(
@@ -304,22 +312,24 @@ class Halving(nn.Module):
         *,
         total_steps: int,
         solver: Callable = euler_step,
+        last_round: float = 4.0,
+        restart: bool = False,
         **options,
     ):
         super().__init__()
         self.online, self.mentor = online, copy.deepcopy(teacher).requires_grad_(False).eval()
         self.total_steps, self.step, self.round = total_steps, 0, 0
         self.rounds = (len(sigmas) - 1).bit_length() - 1
-        self.solver, self.options = solver, options
+        self.solver, self.options, self.restart = solver, options, restart
+        self.shares = [1.0] * (self.rounds - 2) + [2.0, last_round][-min(self.rounds, 2) :]
         self.register_buffer("sigmas", sigmas)
         self._made = (-1, None)  # in a tuple, so that its weights are not registered twice
 
     @property
     def place(self) -> float:
         """How many rounds are over, with a fraction for the present one."""
-        shares = [1.0] * (self.rounds - 2) + [2.0, 4.0][-min(self.rounds, 2) :]
-        left = sum(shares) * min(self.step / self.total_steps, 1.0)
-        for number, share in enumerate(shares):
+        left = sum(self.shares) * min(self.step / self.total_steps, 1.0)
+        for number, share in enumerate(self.shares):
             if left < share:
                 return number + left / share
             left -= share
@@ -349,12 +359,17 @@ class Halving(nn.Module):
             self._made = (self.round, task.to(grid.device))
         return self._made[1]
 
-    def after_step(self) -> None:
-        """Count the step; at the end of a round the student becomes the teacher."""
+    def after_step(self) -> bool:
+        """Count the step; at the end of a round the student becomes the teacher.
+
+        Return whether the optimiser is to begin anew.
+        """
         self.step += 1
-        if min(int(self.place), self.rounds - 1) > self.round:
+        is_over = min(int(self.place), self.rounds - 1) > self.round
+        if is_over:
             self.round += 1
             self.mentor.load_state_dict(self.online.state_dict())
+        return is_over and self.restart
 
     def get_extra_state(self) -> dict:
         """Return what a checkpoint must remember besides tensors."""
@@ -554,7 +569,8 @@ def losses(recipe: Recipe) -> dict[str, Callable]:
 
 def pd_objective(recipe: Recipe, online: nn.Module, teacher: nn.Module, classes: int) -> nn.Module:
     """Return all rounds of progressive distillation."""
-    options = {"solver": SOLVERS[recipe.solver], "distance": distance_of(recipe)}
+    options = {name: getattr(recipe, name) for name in ("last_round", "restart")}
+    options |= {"solver": SOLVERS[recipe.solver], "distance": distance_of(recipe)}
     return Halving(online, teacher, grid_of(recipe), total_steps=recipe.steps, **options)
 
 

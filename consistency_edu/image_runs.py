@@ -710,7 +710,8 @@ def check_same(recipe: Recipe, seed: int, folder: Path) -> None:
     """Raise InputError unless the run in `folder` was begun with this `recipe` and `seed`."""
     begun = read_json(folder / "recipe.json")
     ours = {**dataclasses.asdict(recipe), "seed": seed}
-    theirs = {**begun.get("recipe", {}), "seed": begun.get("seed")}
+    younger = dataclasses.asdict(Recipe(recipe.name))  # fields that came later
+    theirs = {**younger, **begun.get("recipe", {}), "seed": begun.get("seed")}
     free = ("about", "device")
     other = [name for name in ours if name not in free and ours[name] != theirs.get(name)]
     if other:

@@ -208,8 +208,8 @@ def train(
         adjust.step()
         adjust.zero_grad(set_to_none=True)
         ema.update(online)
-        if hasattr(objective, "after_step"):
-            objective.after_step()
+        if hasattr(objective, "after_step") and objective.after_step():
+            adjust.state.clear()  # the next step is a first one
         mean = sum(means) / accumulate
         state = replace(state, step=step + 1, loss=mean, rate=lr * rate(step, steps))
         yield state

@@ -35,6 +35,7 @@ from consistency_edu.image_methods import (
 )
 from consistency_edu.image_recipes import RECIPES
 from consistency_edu.pf_ode import EDMDenoiser, Guided, heun_step
+from consistency_edu.training import train
 
 SHAPE = (1, 4, 4)
 
@@ -196,6 +197,8 @@ def test_the_last_rounds_take_two_and_four_times_as_long():
     assert [rounds.count(k) for k in range(3)] == [10, 20, 40]
     long = rounds_of(halving(80, points=16))
     assert [long.count(k) for k in range(4)] == [10, 10, 20, 40]
+    even = rounds_of(halving(60, points=16, last_round=2.0))
+    assert [even.count(k) for k in range(4)] == [10, 10, 20, 20]
 
 
 def test_each_round_halves_the_grid_and_promotes_the_student():
@@ -259,16 +262,36 @@ def test_the_families_are_complete():
     [
         ("cd", {"lr": 4e-4, "batch": 512, "points": 18, "decay": 0.0, "ema": 0.9999}),
         ("ct", {"lr": 4e-4, "s0": 2, "s1": 150, "mu0": 0.9, "steps": 800_000}),
-        ("pd", {"lr": 5e-5, "batch": 512, "points": 4096, "ema": 0.0, "rate": "linear"}),
+        ("pd", {"lr": 5e-5, "batch": 512, "points": 8192, "ema": 0.0, "rate": "linear"}),
+        ("pd", {"clip": 3 * 32 * 32, "restart": True, "optimizer": "adam", "dropout": 0.0}),
         ("teacher", {"lr": 1e-3, "batch": 512, "dropout": 0.13, "ema": 0.99929}),
     ],
 )
 def test_published_numbers(name, numbers):
     recipe = RECIPES[f"cifar10-{name}"]
     assert {key: getattr(recipe, key) for key in numbers} == numbers
-    assert recipe.steps * recipe.batch == pytest.approx(
-        200e6 if name == "teacher" else 410e6, rel=0.01
-    )
+    images = {"teacher": 200e6, "pd": 750_000 * 512}.get(name, 410e6)
+    assert recipe.steps * recipe.batch == pytest.approx(images, rel=0.01)
+
+
+def test_the_rounds_of_cifar10_pd_are_those_of_cms_code():
+    recipe = RECIPES["cifar10-pd"]
+    tiny = dataclasses.replace(recipe, network="mlp", steps=recipe.steps // 10_000)
+    objective = build_objective(tiny, build_network(tiny, SHAPE), teacher_of(tiny))
+    rounds, students = rounds_of(objective), []
+    for k in range(objective.rounds):
+        students.append((len(grid_of(recipe)) - 1) // 2 ** (k + 1))
+    assert students == [2**k for k in range(12, -1, -1)]  # 4096 ... 1
+    assert [rounds.count(k) for k in range(13)] == [5] * 11 + [10, 10]
+
+
+def test_a_new_round_begins_with_a_new_optimizer_if_the_recipe_says_so():
+    for restart in (True, False):
+        objective, counts = halving(14, restart=restart), []
+        for state in train(objective, iter([(torch.rand(4, *SHAPE), None)] * 14), steps=14):
+            moments = next(iter(state.optimizer.state.values()), {"step": torch.tensor(0)})
+            counts.append(int(moments["step"]))
+        assert counts == ([1, 0, 1, 2, 3, 0, *range(1, 9)] if restart else list(range(1, 15)))
 
 
 def test_labels_reach_the_network_only_if_the_recipe_says_so():
