@@ -11,6 +11,7 @@ __all__ = ['INCEPTION_FILE', 'FEATURES', 'Images', 'Moments', 'frechet_of_moment
 # %% ../nbs/15_evaluation.ipynb #ev000004
 import hashlib
 import urllib.error
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,6 +31,7 @@ from consistency_edu.data import (
     to_pixels,
 )
 from .distillation import train_digit_features
+from .files import write_file
 from .metrics import PrecisionRecall, gaussian_frechet
 
 # %% ../nbs/15_evaluation.ipynb #ev000008
@@ -387,7 +389,8 @@ def reference_of(
     """Return what `network` sees in all of `image_set`, which is the `split` of a set.
 
     The features of `keep` random images are kept, for precision and recall.  In the folder `cache`
-    the result waits for the next time; another network or other images make another file.
+    the result waits for the next time (a warning says if it cannot be written); another network or
+    other images make another file.
     """
     words = (image_set.name, split, f"{network.title} {fingerprint(network)}")
     file = None if cache is None else Path(cache) / _name_of(image_set, network, split, keep)
@@ -398,17 +401,18 @@ def reference_of(
     rows = (image_set.images[index.to(image_set.images.device)] for index in order)
     gathered = gather(network, rows, batch=batch, keep=keep)
     if file is not None:
-        _write(file, gathered)
+        try:
+            _write(file, gathered)
+        except OSError as error:
+            warnings.warn(f"the reference is not kept in '{cache}' ({error}).", stacklevel=2)
     return Reference(gathered, *words)
 
 
 def _write(file: Path, gathered: Gathered) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    moments, partial = gathered.moments, file.with_name(f".partial-{file.name}")
+    moments = gathered.moments
     tensors = {"mean": moments.mean, "scatter": moments.scatter, "features": gathered.features}
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
-    save_file(tensors, partial, {"count": str(moments.count)})
-    partial.replace(file)
+    write_file(file, save(tensors, {"count": str(moments.count)}))
 
 # %% ../nbs/15_evaluation.ipynb #ev000030c
 def _read(file: Path) -> Gathered:

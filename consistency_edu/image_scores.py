@@ -7,6 +7,7 @@ __all__ = ['NAMES', 'DigitsJudge', 'DigitsConfig', 'draw', 'line', 'title', 'row
 
 # %% ../nbs/18_image_scores.ipynb #sc000004
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,12 +201,13 @@ def run_digits(config: DigitsConfig, report: Callable[[str], None] = tqdm.write)
 
     The table is written anew after every method.  Finished runs are not trained again.
     """
-    if config.effort <= 0 or not 0 <= config.seed < 2**63:
+    if not 0 < config.effort < math.inf or not 0 <= config.seed < 2**63:
         raise InputError("effort must be above 0, and the seed must lie in 0 … 2^63 - 1.")
     for method in config.only:
         choose("method", method, METHODS)
-    for folder in ("runs", "results", "images"):
-        check_writable(config.out / folder)
+    check_writable(config.out / "runs")
+    for folder, kind in (("results", "json"), ("images", "png")):
+        check_writable(config.out / folder, f"{config.name}.{kind}")
     judge = DigitsJudge(seed=config.seed)
     table = {"seed": config.seed, "effort": config.effort, "held_out": judge.count, "rows": []}
     real = {"title": "real digits", **judge.floor(), "seconds": 0.0}

@@ -438,8 +438,8 @@ def check_config(config: ToyConfig) -> None:
         raise InputError("steps must be at least 1 and samples at least 2.")
     if not 0 <= config.seed < 2**63:
         raise InputError(f"the seed is {config.seed}: it must lie in 0 … 2^63 - 1.")
-    for folder in ("results", "images"):
-        check_writable(config.out / folder)
+    for folder, kind in (("results", "json"), ("images", "png"), ("images", "gif")):
+        check_writable(config.out / folder, f"{config.name}.{kind}")
 
 
 def start_run(config: ToyConfig) -> ToyRun:

@@ -21,6 +21,8 @@ from typing import NamedTuple
 import torch
 from tqdm.auto import tqdm
 
+from .files import InputError, check_writable, write_json
+
 FOLDER = Path("results/sweeps")
 
 # %% ../nbs/00_sweeps.ipynb #5ee90005
@@ -44,8 +46,19 @@ class Sweep:
 
 # %% ../nbs/00_sweeps.ipynb #5ee90008
 def stored(path: Path) -> dict:
-    """Return the content of a sweep's file, or an empty one if there is none yet."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
+    """Return the content of a sweep's file, or an empty one if there is none yet.
+
+    Raises InputError if it holds no rows.
+    """
+    if not path.exists():
+        return {"rows": []}
+    try:
+        content = json.loads(path.read_bytes())
+        if all(isinstance(row, dict) for row in content["rows"]):
+            return content
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise InputError(f"'{path}' is no table of a sweep: repair it, or move it away.")
 
 
 def run_key(run: dict, keys: Sequence[str]) -> str:
@@ -68,10 +81,7 @@ def write_rows(path: Path, sweep: Sweep, rows: Sequence[dict], order: Sequence[s
     rows = sorted(rows, key=lambda row: order.index(run_key(row, keys)))
     machine = f"{platform.machine()}, torch {torch.__version__.split('+')[0]}, one thread a run"
     content = {"about": sweep.about, "machine": machine, "rows": rows}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_json(path, content)
 
 # %% ../nbs/00_sweeps.ipynb #5ee90009
 def run_sweep(sweep: Sweep, folder: str | Path = FOLDER, *, workers: int = 1) -> Path:
@@ -81,6 +91,7 @@ def run_sweep(sweep: Sweep, folder: str | Path = FOLDER, *, workers: int = 1) ->
     has are dropped.
     """
     path = Path(folder) / f"{sweep.name}.json"
+    check_writable(path.parent, path.name)
     keys = [*sweep.settings[0], "seed"]
     order = [run_key(run, keys) for run in sweep.runs()]
     known = {run_key(row, keys): row for row in stored(path)["rows"] if set(keys) <= set(row)}

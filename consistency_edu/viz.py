@@ -7,7 +7,7 @@ __all__ = ['COLORS', 'LIMIT', 'use_style', 'panels', 'plane', 'show_density', 's
            'show_strip', 'save_figure', 'save_animation']
 
 # %% ../nbs/00_viz.ipynb #d1947aa2
-import os
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from matplotlib.animation import FuncAnimation, PillowWriter
 from torch import Tensor
+
+from .files import whole_files
 
 # %% ../nbs/00_viz.ipynb #0c0caf73
 COLORS = {"data": "#8c8c8c", "teacher": "#0072B2", "student": "#E69F00", "error": "#D55E00"}
@@ -117,13 +119,11 @@ def show_strip(
 
 # %% ../nbs/00_viz.ipynb #85054838
 def save_figure(figure: plt.Figure, path: str | Path) -> Path:
-    """Write `figure` to `path` in one step (a rename), close it, and return the path."""
+    """Write `figure` to `path`, all of it or nothing, close it, and return the path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
-    figure.savefig(partial, format=path.suffix[1:])
-    os.replace(partial, path)
-    plt.close(figure)
+    with contextlib.ExitStack() as after, whole_files(path.parent) as new:
+        after.callback(plt.close, figure)
+        figure.savefig(new / path.name)
     return path
 
 
@@ -132,10 +132,8 @@ def save_animation(
 ) -> Path:
     """Call `draw(k)` for k = 0 … `frames` - 1 on `figure` and write `path`, a GIF of the frames."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
     movie = FuncAnimation(figure, lambda k: (draw(k), ())[1], frames=frames, blit=False)
-    movie.save(partial, writer=PillowWriter(fps=fps), dpi=figure.dpi)
-    os.replace(partial, path)
-    plt.close(figure)
+    with contextlib.ExitStack() as after, whole_files(path.parent) as new:
+        after.callback(plt.close, figure)
+        movie.save(new / path.name, writer=PillowWriter(fps=fps), dpi=figure.dpi)
     return path

@@ -11,7 +11,8 @@ from conftest import ROOT
 NBS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
 EXPORTS = [re.findall(r"#\| default_exp (\w+)", p.read_text(encoding="utf-8")) for p in NBS]
 STAIRS = [names[0] if names else "" for names in EXPORTS]  # file names carry the order
-HELPERS = {"00_exercises", "00_ledger", "00_sweeps", "19_cli", "90_claims"}  # nothing to draw there
+# nothing to draw there
+HELPERS = {"00_exercises", "00_files", "00_ledger", "00_sweeps", "19_cli", "90_claims"}
 MODULES = sorted((ROOT / "consistency_edu").glob("[!_]*.py"))
 
 
