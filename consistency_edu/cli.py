@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['OWN', 'FIELDS', 'FILES', 'EDITS', 'COMMANDS', 'REMEDIES', 'toy_command', 'digits_command', 'tell', 'TrainConfig',
            'split_changes', 'train_command', 'helpful', 'teacher_of', 'out_of', 'SampleConfig', 'check_sample',
-           'levels_of', 'noise_for', 'labels_for', 'walk', 'as_png', 'png_of', 'sample_command', 'RecipesConfig',
-           'DoctorConfig', 'recipes_command', 'doctor_command', 'examine', 'installed', 'gpus', 'SweepConfig',
-           'all_sweeps', 'sweep_command', 'EvaluateConfig', 'check_evaluation', 'file_of', 'sample_batches',
-           'floor_row', 'evaluate_command', 'EditConfig', 'edit_command', 'check_edit', 'read_image', 'read_mask',
-           'save_picture', 'keep_and_fill', 'dice_of', 'inpaint', 'colorize', 'superres', 'stroke', 'clean',
-           'walk_between', 'check_words', 'check_numbers', 'parse', 'stopped', 'meant', 'say', 'attempt', 'main',
-           'silence']
+           'levels_of', 'noise_for', 'class_number', 'labels_for', 'walk', 'as_png', 'png_of', 'sample_command',
+           'RecipesConfig', 'DoctorConfig', 'recipes_command', 'doctor_command', 'examine', 'installed', 'gpus',
+           'SweepConfig', 'all_sweeps', 'sweep_command', 'EvaluateConfig', 'check_evaluation', 'file_of',
+           'sample_batches', 'floor_row', 'evaluate_command', 'EditConfig', 'edit_command', 'check_edit', 'read_image',
+           'read_mask', 'save_picture', 'keep_and_fill', 'dice_of', 'inpaint', 'colorize', 'superres', 'stroke',
+           'clean', 'walk_between', 'check_words', 'check_numbers', 'parse', 'stopped', 'meant', 'say', 'attempt',
+           'main', 'silence']
 
 # %% ../nbs/19_cli.ipynb #cf59297f
 import contextlib
@@ -199,8 +199,8 @@ class SampleConfig:
     teacher's grid; 0: 1 for students, the recipe's grid for teachers"""
     sigmas: tuple[float, ...] = ()
     """noise levels to jump from, decreasing from the model's sigma_max, instead of --steps"""
-    labels: tuple[int, ...] = ()
-    """classes, repeated over the grid; all in turn if not given"""
+    labels: tuple[str, ...] = ()
+    """classes, by name or else by number, repeated over the grid; all in turn if not given"""
     nrow: int = 8
     """rows of images"""
     ncol: int = 8
@@ -260,6 +260,18 @@ def noise_for(run: Run, config: SampleConfig, generator: torch.Generator) -> Ten
     return torch.stack([spherical_mix(*ends, place) for place in places], 1).flatten(0, 1)
 
 
+def class_number(word: str, run: Run) -> int:
+    """Return the number of the class `word`, a name or a number; InputError with the nearest."""
+    names = run.info["class_names"]
+    if word in names:
+        return names.index(word)
+    if not word.lstrip("-").isdecimal():
+        choose("class", word, names)
+    if word not in map(str, range(len(names))):
+        raise InputError(f"labels must lie between 0 and {len(names) - 1}.")
+    return int(word)
+
+
 def labels_for(run: Run, config: SampleConfig, count: int) -> Tensor | None:
     """Return the classes of `count` images, or None for a model without; one a row if they mix."""
     classes = run.info["classes"]
@@ -267,9 +279,8 @@ def labels_for(run: Run, config: SampleConfig, count: int) -> Tensor | None:
         if config.labels:
             raise InputError("this model was trained without classes: leave --labels off.")
         return None
-    chosen = torch.tensor(config.labels or tuple(range(classes)))
-    if chosen.min() < 0 or chosen.max() >= classes:
-        raise InputError(f"labels must lie between 0 and {classes - 1}.")
+    words = [class_number(str(word), run) for word in config.labels]
+    chosen = torch.tensor(words or range(classes))
     place = torch.arange(count) // (config.ncol if config.interpolate else 1)
     return chosen[place % len(chosen)]
 

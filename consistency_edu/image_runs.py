@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['RATES', 'PRETRAINED', 'LIMITS', 'NO_BOOKS', 'Pace', 'Run', 'load_run', 'has_bfloat16_units', 'read_json',
-           'check_info', 'read_weights', 'pretrained_names', 'folder_of', 'load_pretrained', 'image_grid',
-           'show_images', 'save_grid', 'Workshop', 'blank_batches', 'batches_of', 'open_workshop', 'device_of',
-           'prepare', 'check_data', 'fill_pairs', 'load_in_turn', 'check_size', 'Board', 'Recorder', 'read_metrics',
-           'cut_metrics', 'books_in', 'train_recipe', 'check_same', 'take_up', 'sentences_for', 'run_loop', 'agree',
-           'progress_bar', 'show_progress', 'finish', 'device_name', 'card']
+           'check_info', 'check_names', 'read_weights', 'pretrained_names', 'folder_of', 'load_pretrained',
+           'image_grid', 'show_images', 'save_grid', 'Workshop', 'blank_batches', 'batches_of', 'open_workshop',
+           'device_of', 'prepare', 'check_data', 'fill_pairs', 'load_in_turn', 'check_size', 'Board', 'Recorder',
+           'read_metrics', 'cut_metrics', 'books_in', 'train_recipe', 'check_same', 'check_classes', 'take_up',
+           'sentences_for', 'run_loop', 'agree', 'progress_bar', 'show_progress', 'finish', 'device_name', 'card']
 
 # %% ../nbs/18_image_runs.ipynb #ru000004
 import contextlib
@@ -35,12 +35,14 @@ from .bridges import edm_teacher
 from consistency_edu.data import (
     ImageSet,
     InputError,
+    check_bound,
     choose,
     choose_device,
     draw_normal,
     draw_uniform,
     image_batches,
     load_images,
+    read_file,
 )
 from .files import check_writable, write_file, write_json, write_text
 from consistency_edu.image_methods import (
@@ -192,7 +194,7 @@ def has_bfloat16_units(device: torch.device) -> bool:
 def read_json(path: Path) -> dict:
     """Return what the JSON file `path` holds, an object; InputError if it cannot be read."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_file(path, "bytes of JSON"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read '{path}' ({error}): copy the run anew.") from None
     if not isinstance(content, dict):
@@ -210,14 +212,26 @@ def check_info(info: dict, folder: Path) -> dict:
             if type(value) is not kinds[name] and not (kinds[name] is float and type(value) is int):
                 raise InputError(f"its recipe's {name} is {value!r}")
         shape, classes = info["shape"], info.get("classes", 0)
-        numbers = [*shape, classes]
+        numbers = [*shape, min(classes, 10_000)]
         if len(shape) != 3 or not all(type(n) is int and 0 <= n <= 10_000 for n in numbers):
             raise InputError(f"its images are {shape} of {classes} classes")
+        check_bound(folder, "classes", classes)
+        names = check_names(info.get("class_names", []), classes)
         sums = dict(info.get("sha256", {}))
         recipe = check_size(check_recipe(Recipe(**given)))
-        return {**info, "recipe": recipe, "classes": classes, "sha256": sums}
+        found = {"recipe": recipe, "classes": classes, "class_names": names, "sha256": sums}
+        return {**info, **found}
     except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"the run in '{folder}' is damaged ({error}): copy it anew.") from None
+
+
+def check_names(names: list[str], classes: int) -> tuple[str, ...]:
+    """Return the `names` of so many `classes`; their numbers if a run of earlier has none."""
+    names = names or [str(number) for number in range(classes)]
+    is_list = type(names) is list and all(type(name) is str for name in names)
+    if not is_list or len(names) != classes:
+        raise InputError(f"it has {classes} classes with the names {str(names)[:60]}")
+    return tuple(names)
 
 
 def read_weights(path: Path, expected: str | None = None) -> dict[str, Tensor]:
@@ -226,7 +240,7 @@ def read_weights(path: Path, expected: str | None = None) -> dict[str, Tensor]:
     `expected` is the checksum that the file should have, if it is known.
     """
     try:
-        content = path.read_bytes()
+        content = read_file(path, "bytes of weights")
         if expected is not None and checksum(content) != expected:
             raise InputError("its checksum is another one")
         return load(content)
@@ -441,9 +455,15 @@ def prepare(
 # %% ../nbs/18_image_runs.ipynb #ru000083
 def check_data(recipe: Recipe, images: ImageSet, teacher: Run | None) -> None:
     """Raise InputError unless `images` fit the `recipe` and its `teacher`."""
-    shape = tuple(images.images.shape[1:])
+    shape, names = tuple(images.images.shape[1:]), images.classes
     if recipe.labels and images.labels is None:
         raise InputError(f"'{images.name}' has no classes: leave --labels off.")
+    theirs = getattr(teacher, "info", {}).get("class_names", names)
+    if recipe.labels and theirs not in (names, tuple(map(str, range(len(names))))):
+        raise InputError(
+            f"the teacher knows other classes, or in another order, than '{images.name}' has: "
+            "choose a teacher of this data."
+        )
     if teacher is not None and teacher.shape != shape:
         raise InputError(
             f"the teacher makes images {list(teacher.shape)}, the data are {list(shape)}: "
@@ -594,7 +614,7 @@ class Recorder:
 def read_metrics(folder: str | Path) -> list[dict]:
     """Return the rows of the metrics of the run in `folder`."""
     path = Path(folder) / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return [json.loads(text) for text in lines if text.endswith("}")]
 
 
@@ -660,8 +680,11 @@ def train_recipe(
         pace = Pace(recipe, shop.objective, extra["seconds"], step)
         books = Recorder(shop, pace, shelf)
         with sentences_for(shelf):
+            if checkpoint:
+                check_classes(shop)
             if books.is_writer:
                 begun = {"recipe": dataclasses.asdict(recipe), "seed": seed}
+                begun["class_names"] = list(shop.images.classes)
                 write_json(folder / "recipe.json", begun)
                 rows = cut_metrics(folder, step)
                 books.board = Board(folder / "tensorboard", rows) if tensorboard else None
@@ -683,6 +706,17 @@ def check_same(recipe: Recipe, seed: int, folder: Path) -> None:
         raise InputError(
             f"the run in '{folder}' was begun with {name} = {was}, not {ours[name]}: "
             "resume it as it was, or choose another --out."
+        )
+
+
+def check_classes(shop: Workshop) -> None:
+    """Raise InputError unless the run in the folder of `shop` was begun with the same classes."""
+    names = list(shop.images.classes)
+    begun = read_json(shop.folder / "recipe.json").get("class_names", sorted(names))
+    if shop.recipe.labels and begun != names:
+        raise InputError(
+            f"the run in '{shop.folder}' was begun with the classes {', '.join(begun[:9])} in this "
+            f"order, now they are {', '.join(names[:9])}: choose another --out."
         )
 
 
@@ -786,6 +820,7 @@ def finish(books: Recorder, state: TrainState) -> Path:
         "seed": shop.seed,
         "shape": list(shop.images.images.shape[1:]),
         "classes": shop.classes,
+        "class_names": list(shop.images.classes),
         "images": len(shop.images),
         "parameters": sum(p.numel() for p in state.ema.model.parameters()),
         "steps": state.step,
@@ -816,6 +851,8 @@ def card(recipe: Recipe, info: dict) -> str:
     seen = info["steps"] * recipe.batch
     data = "no data" if recipe.method in DATA_FREE else f"{info['images']} images, {recipe.data}"
     labels = f"{info['classes']} classes" if recipe.labels else "no labels"
+    names = info.get("class_names", [])[:100] if recipe.labels else []
+    kinds = ", ".join(f"{number} {name}" for number, name in enumerate(names))
     changed = {
         f.name: getattr(recipe, f.name)
         for f in dataclasses.fields(Recipe)
@@ -830,6 +867,7 @@ def card(recipe: Recipe, info: dict) -> str:
             "![64 samples of one fixed noise](samples.png)\n",
             f"- **method**: {recipe.method}, {evaluations(recipe)} evaluations a sample",
             f"- **trained on**: {data}, {labels}, {list(info['shape'])} pixels",
+            *([f"- **classes**: {kinds}"] if kinds else []),
             f"- **network**: {recipe.network}, {info['parameters']:,} parameters",
             *([f"- **made from**: {', '.join(made)}"] if made else []),
             f"- **training**: {info['steps']:,} steps, {seen:,} images seen, "

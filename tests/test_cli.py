@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -26,6 +27,7 @@ from consistency_edu.cli import (
     parse,
     split_changes,
 )
+from consistency_edu.data import InputError
 from consistency_edu.image_methods import override
 from consistency_edu.image_recipes import RECIPES
 from consistency_edu.image_runs import load_run, train_recipe
@@ -407,3 +409,89 @@ def test_evaluate_refuses_in_one_sentence(tmp_path):
     ):
         done = run_cli("evaluate", *args, cwd=tmp_path)
         assert done.returncode == 2 and remedy in sentence(done), done.stderr
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory):
+    """A short run with the classes of a folder of images, of which cat10 are white."""
+    place = tmp_path_factory.mktemp("pets")
+    for kind, grey in (("cat10", 255), ("cat2", 0), ("dog", 128)):
+        (place / "set" / kind).mkdir(parents=True)
+        for number in range(4):
+            pixels = Image.new("L", (8, 8), grey)
+            pixels.save(place / "set" / kind / f"{number}.png")
+    changes = {"steps": "8", "batch": "8", "points": "4", "data": str(place / "set")}
+    recipe = override(RECIPES["digits-teacher-labels"], changes)
+    train_recipe(recipe, place / "run")
+    return place
+
+
+def test_classes_go_by_their_names_from_the_folder_to_the_sample(pets, tmp_path):
+    names = ["cat2", "cat10", "dog"]
+    assert json.loads((pets / "run" / "run.json").read_text())["class_names"] == names
+    assert "- **classes**: 0 cat2, 1 cat10, 2 dog" in (pets / "run" / "card.md").read_text()
+    run = load_run(pets / "run")
+    for words, numbers in ((["dog", 0, "cat10"], [2, 0, 1]), ([1], [1]), (["cat2", "2"], [0, 2])):
+        config = parse(["sample", str(pets / "run"), "--labels", *map(str, words)])
+        assert labels_for(run, config, len(numbers)).tolist() == numbers
+    out = ["--nrow", 1, "--ncol", 2, "--out", tmp_path / "a.png"]
+    assert command("sample", pets / "run", "--labels", "cat10", 2, *out)[0] == 0
+    for word, remedy in (
+        ("cat1", "did you mean 'cat10'"),
+        ("3", "between 0 and 2"),
+        ("-1", "0 and"),
+    ):
+        status, said = command("sample", pets / "run", "--labels", word, *out)
+        assert status == 2 and remedy in said and "Traceback" not in said
+
+
+def test_a_class_called_by_a_number_goes_before_that_number(pets):
+    run = load_run(pets / "run")
+    run.info["class_names"] = ("1", "5", "10")
+    config = parse(["sample", str(pets / "run"), "--labels", "1", "5", "0", "2", "10"])
+    assert labels_for(run, config, 5).tolist() == [0, 1, 0, 2, 2]
+
+
+def test_runs_of_earlier_have_numbers_for_names(pets, tmp_path):
+    shutil.copytree(pets / "run", tmp_path / "run")
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    del info["class_names"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(info))
+    run = load_run(tmp_path / "run")
+    config = parse(["sample", str(tmp_path / "run"), "--labels", "2", "0"])
+    assert labels_for(run, config, 2).tolist() == [2, 0]
+    status, said = command(
+        "sample", tmp_path / "run", "--labels", "cat", "--out", tmp_path / "a.png"
+    )
+    assert status == 2 and "there is no class 'cat': Choose one of 0, 1, 2" in said
+    changes = {"data": str(pets / "set"), "steps": "2", "batch": "8", "points": "4"}
+    recipe = override(RECIPES["digits-boot-guided"], changes)
+    train_recipe(recipe, tmp_path / "student", teacher=tmp_path / "run")
+
+
+def test_a_run_with_names_that_make_no_sense_is_damaged(pets, tmp_path):
+    shutil.copytree(pets / "run", tmp_path / "run")
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    for names in (["a", "b"], [1, 2, 3], "abc", {"a": 1}, 7):
+        (tmp_path / "run" / "run.json").write_text(json.dumps(info | {"class_names": names}))
+        with pytest.raises(InputError, match="damaged"):
+            load_run(tmp_path / "run")
+
+
+def test_other_classes_than_the_teachers_or_the_beginnings_are_refused(pets, tmp_path):
+    shutil.copytree(pets / "set", tmp_path / "set")
+    (tmp_path / "set" / "cat2").rename(tmp_path / "set" / "eel")  # and cat10 becomes class 0
+    changes = {"data": str(tmp_path / "set"), "steps": "6", "batch": "8", "points": "4"}
+    recipe = override(RECIPES["digits-boot-guided"], changes)
+    with pytest.raises(InputError, match="other classes, or in another order"):
+        train_recipe(recipe, tmp_path / "student", teacher=pets / "run")
+    recipe = override(RECIPES["digits-teacher-labels"], changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("consistency_edu.image_runs.finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_recipe(recipe, tmp_path / "left", save_every=2)
+    (tmp_path / "set" / "eel").rename(tmp_path / "set" / "ant")
+    with pytest.raises(InputError, match="begun with the classes cat10, dog, eel in this order"):
+        train_recipe(recipe, tmp_path / "left", resume=True)
+    (tmp_path / "set" / "ant").rename(tmp_path / "set" / "eel")
+    train_recipe(recipe, tmp_path / "left", resume=True)

@@ -1,12 +1,17 @@
 """Images from every kind of source come out alike, bad ones are refused, and a run can resume."""
 
 import io
+import json
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import types
+import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -140,9 +145,9 @@ def test_sizes_and_channels(tmp_path, pixels):
     grey_first = write_folder(
         tmp_path / "grey", {"a.png": encoded(grey), "b.png": encoded(wide[:, :8])}
     )
-    with pytest.raises(InputError, match="'b.png' has colour.*channels=3"):
-        load_images(grey_first)
-    assert load_images(grey_first, channels=3).images.shape == (2, 3, 8, 8)
+    both = load_images(grey_first).images  # one in colour, so all are
+    assert torch.equal(both, load_images(grey_first, channels=3).images) and (both[0] == 7).all()
+    assert both.shape == (2, 3, 8, 8)
     with pytest.raises(InputError, match="size= and channels= are for image files"):
         load_images("digits", size=4)
     with pytest.raises(InputError, match="size >= 1"):
@@ -533,3 +538,320 @@ def test_on_a_gpu_the_batches_are_the_same(numbered):
         for y, same in (next(there), next(ahead)):
             assert y.is_cuda and same.is_cuda
             assert torch.equal(to_pixels(y).cpu(), to_pixels(x)) and torch.equal(same.cpu(), labels)
+
+
+# ------------------------------------------------------------------ a reader's own images
+
+
+def write_zip(path, files, method=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_classes_keep_their_names_in_natural_order(tmp_path, files):
+    content = files["train/ant/00.png"]
+    for kinds in (["cat2", "cat10", "dog"], ["1", "9", "10", "100"], ["2b", "10a", "x"]):
+        folder = tmp_path / kinds[0]
+        found = load_images(write_folder(folder, {f"{k}/0.png": content for k in kinds}))
+        assert found.classes == tuple(kinds) and sorted(found.labels.tolist()) == [
+            *range(len(kinds))
+        ]
+
+
+@pytest.mark.parametrize("kind", ["zip", "deflated", "tar", "folder", "wrapped"])
+def test_edms_dataset_json_goes_before_the_folders(kind, tmp_path, pixels):
+    names = [f"{k // 9:05d}/img{k:08d}.png" for k in range(COUNT)]
+    files = dict(zip(names, map(encoded, pixels)))
+    labels = [(5 * k) % 12 for k in range(COUNT)]  # none of class 11
+
+    def source(said, number):
+        some = {**files, "dataset.json": json.dumps({"labels": said}).encode()}
+        path = tmp_path / f"{number}.{kind}"
+        if kind in ("tar", "folder"):
+            return {"tar": write_tar, "folder": write_folder}[kind](path, some)
+        around = "cifar/" * (kind == "wrapped")
+        method = zipfile.ZIP_DEFLATED if kind == "deflated" else zipfile.ZIP_STORED
+        return write_zip(path, {around + name: content for name, content in some.items()}, method)
+
+    found = load_images(source([[n, k] for n, k in zip(names, labels)][::-1], 0))
+    assert torch.equal(found.images, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    assert found.labels.tolist() == labels and found.classes == tuple(map(str, range(12)))
+    none = load_images(source(None, 1))
+    assert none.labels is None and none.classes == () and len(none) == COUNT
+    with pytest.raises(InputError, match="has no class for .*img00000003.png"):
+        load_images(source([[n, 0] for n in names if "003" not in n], 2))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"", b"{", b"[]", b"{}", b'{"labels": 3}', b'{"labels": [["0.png"]]}', b"[" * 10**5,
+        b'{"labels": [["0.png", "cat"]]}', b'{"labels": [["0.png", 1.5]]}',
+        b'{"labels": [["0.png", -1]]}', b'{"labels": [["0.png", true]]}',
+        b'{"labels": [["0.png", [0, 1]]]}', b'{"labels": [[3, 0]]}', b'{"labels": {"0.png": 1}}',
+        b'{"labels": [["0.png", 1000000000000]]}', b'{"labels": [["0.png", null]]}',
+    ],
+)  # fmt: skip
+def test_a_dataset_json_that_says_something_else_is_refused(said, tmp_path, pixels):
+    path = write_zip(tmp_path / "set.zip", {"0.png": encoded(pixels[0]), "dataset.json": said})
+    with pytest.raises(InputError, match="whole numbers from 0|of at most"):
+        load_images(path)
+
+
+def test_zips_of_class_folders_and_what_is_wrong_with_zips(tmp_path, pixels, files):
+    images, labels = parts(pixels, "test")
+    found = load_images(write_zip(tmp_path / "a.zip", files), "test", cache=tmp_path / "cache")
+    assert torch.equal(found.images, images) and torch.equal(found.labels, labels)
+    assert found.classes == ("ant", "bee")
+    whole = (tmp_path / "a.zip").read_bytes()
+    for cut in (4, 100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "cut.zip").write_bytes(whole[:cut])
+        with pytest.raises(InputError, match="no whole zip"):
+            load_images(tmp_path / "cut.zip")
+    wrong = bytearray(whole)
+    wrong[whole.index(b"\x89PNG") + 50] ^= 1
+    (tmp_path / "bit.zip").write_bytes(wrong)
+    with pytest.raises(InputError, match="no whole zip"):
+        load_images(tmp_path / "bit.zip")
+    with pytest.raises(InputError, match="climbs out"):
+        load_images(write_zip(tmp_path / "evil.zip", {**files, "../x.png": whole}))
+    link = zipfile.ZipInfo("train/ant/link.png")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(InputError, match="link or a device"):
+        load_images(tmp_path / "a.zip")
+
+
+def test_what_is_transparent_lies_on_white(tmp_path):
+    clear, half = np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)
+    half[..., 3] = 128
+    grey = np.full((4, 4, 2), (100, 0), np.uint8)
+    palette = Image.fromarray(clear[..., :3]).convert("P")
+    marked = Image.fromarray(np.full((4, 4), 9, np.uint8))  # grey, whose 9 is the hole
+    for image, shape, value, options in (
+        (Image.fromarray(clear), 3, 255, {}),
+        (Image.fromarray(half), 3, 127, {}),
+        (Image.fromarray(grey, "LA"), 1, 255, {}),
+        (palette, 3, 255, {"transparency": palette.getpixel((0, 0))}),
+        (marked, 1, 255, {"transparency": 9}),
+        (marked, 1, 9, {"transparency": 8}),
+    ):
+        image.save(tmp_path / "a.png", **options)
+        found = load_images(tmp_path).images
+        assert found.shape == (1, shape, 4, 4) and (found == value).all(), image.mode
+
+
+def test_other_kinds_of_pixels(tmp_path):
+    bits = Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8)).convert("1")
+    bits.save(tmp_path / "a.png")
+    assert load_images(tmp_path).images.tolist() == [[[[0, 255], [255, 0]]]]
+    (tmp_path / "a.png").unlink()
+    Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(tmp_path / "a.tif")
+    assert load_images(tmp_path).images[0, :, 0, 0].tolist() == [255, 0, 0]
+    for kind in (2, 4, 6):  # colour, grey and colour with transparency, of 16 bits a channel
+        (tmp_path / "a.tif").write_bytes(png_by_hand(2, 2, depth=16, kind=kind))
+        with pytest.raises(InputError, match="more than 8 bits"):
+            load_images(tmp_path)
+
+
+def test_one_image_in_colour_makes_a_set_of_colour(tmp_path):
+    grey, colour = np.full((4, 4), 7, np.uint8), np.full((4, 4, 3), (1, 2, 3), np.uint8)
+    for order in ("grey, colour", "colour, grey"):
+        images = [encoded(grey if word == "grey" else colour) for word in order.split(", ")]
+        some = {f"{k}.png": content for k, content in enumerate(images)}
+        for place in (write_zip(tmp_path / "a.zip", some), write_folder(tmp_path / order, some)):
+            found = load_images(place, cache=tmp_path / "cache" / order).images
+            both = [[7, 7, 7], [1, 2, 3]]
+            expected = both if order[0] == "g" else both[::-1]
+            assert found[:, :, 0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (torch.rand(2, 1, 4, 4), "to_pixels makes them of floats"),
+        (torch.zeros(2, 1, 4, 4, dtype=torch.int64), "holds int64"),
+        (np.zeros((2, 1, 4, 4), np.uint8), "is a ndarray: give a tensor"),
+    ],
+)
+def test_images_of_another_type_are_refused(images, words):
+    with pytest.raises(InputError, match=words):
+        ImageSet(images)
+
+
+def test_labels_and_classes_of_another_type_are_refused():
+    images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    for labels, classes, words in (
+        ([0, 1], ("a", "b"), "a list of labels: give a tensor"),
+        (torch.tensor([0.0, 1.0]), ("a", "b"), "torch.float32 labels"),
+        (torch.tensor([0, 1]), ("a", "a"), "two classes of one name"),
+        (torch.tensor([0, 1]), (1, 2), "class called 1"),
+        (torch.tensor([0, 1]), ("a", "b\x1b[2J"), "name that prints"),
+        (torch.tensor([0, 1]), ("a", "caf\udce9"), "name that prints"),
+    ):
+        with pytest.raises(InputError, match=words):
+            ImageSet(images, labels, classes)
+
+
+def test_pixels_and_floats_are_not_taken_for_one_another():
+    with pytest.raises(InputError, match="uint8"):
+        to_floats(torch.rand(3))
+    with pytest.raises(InputError, match="to_floats"):
+        to_pixels(torch.tensor([0, 255], dtype=torch.uint8))
+
+
+# ------------------------------------------------------------------ sizes that files claim
+
+
+def png_by_hand(width, height, depth=8, kind=0):
+    """The bytes of a PNG of `width` x `height`, of which the pixels are for 2 x 2 only."""
+
+    def chunk(name, content):
+        check = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + check
+
+    row = b"\0" + bytes(2 * {0: 1, 2: 3, 4: 2, 6: 4}[kind] * depth // 8)
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(2 * row)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def test_an_image_that_claims_billions_of_pixels_is_refused(tmp_path):
+    for width, height in ((2**13, 2**13 + 1), (2**31 - 1, 2**31 - 1), (2**30, 1)):
+        (tmp_path / "a.png").write_bytes(png_by_hand(width, height))
+        with pytest.raises(InputError, match="pixels, of at most|exceeds limit"):
+            load_images(tmp_path)
+    many = {f"{k}.png": png_by_hand(2**13, 2**13) for k in range(3)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sysconf", lambda name: 2**13)  # a machine of 64 MB
+        with pytest.raises(InputError, match="cannot read|and the memory less"):
+            load_images(write_folder(tmp_path, many))
+        with pytest.raises(InputError, match="and the memory less: take a smaller size="):
+            data._in_memory((2, 1, 2**13, 2**13), np.uint8)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Bounds that a test can exceed."""
+    monkeypatch.setitem(data.BOUNDS, "bytes in an archive", (60_000, "unpack it"))
+    monkeypatch.setitem(data.BOUNDS, "bytes in one file", (20_000, "take it out"))
+    monkeypatch.setitem(data.BOUNDS, "files", (40, "split the set"))
+
+
+def test_members_that_are_larger_than_the_bound_are_not_read(small, tmp_path, files):
+    for name, content, words in (
+        ("a.png", bytes(20_001), "20,001 bytes in one file, of at most 20,000: take it out"),
+        ("a.txt", bytes(60_001), "bytes in an archive, of at most 60,000: unpack it"),
+    ):
+        some = {**files, f"train/ant/{name}": content}
+        for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            with pytest.raises(InputError, match=words):
+                load_images(write_zip(tmp_path / "set.zip", some, method))
+        for mode in ("w", "w:gz", "w:xz"):
+            with pytest.raises(InputError, match=words):
+                load_images(write_tar(tmp_path / "set.tar", some, mode))
+    many = {f"{k}.png": b"" for k in range(41)}
+    for source in (write_zip(tmp_path / "b.zip", many), write_tar(tmp_path / "b.tar", many)):
+        with pytest.raises(InputError, match="files, of at most 40"):
+            load_images(source)
+    with pytest.raises(InputError, match="files, of at most 40"):
+        load_images(write_folder(tmp_path / "b", many))
+    np.savez_compressed(tmp_path / "set.npz", images=np.zeros((60_001, 1, 1), np.uint8))
+    with pytest.raises(InputError, match="bytes in an archive"):
+        load_images(tmp_path / "set.npz")
+
+
+def test_a_zip_that_holds_more_than_it_claims_is_cut_off(tmp_path):
+    path = write_zip(tmp_path / "set.zip", {"a.png": bytes(10**8)}, zipfile.ZIP_DEFLATED)
+    content = path.read_bytes().replace(struct.pack("<I", 10**8), struct.pack("<I", 100))
+    path.write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(InputError, match="no whole zip"):
+        load_images(path)
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):  # which Python unpacks whole
+        with pytest.raises(InputError, match="deflate"):
+            load_images(write_zip(path, {"a.png": bytes(10**6)}, method))
+        path.rename(tmp_path / "set.npz")
+        with pytest.raises(InputError, match="deflate"):
+            load_images(tmp_path / "set.npz")
+
+
+def test_tars_whose_headers_claim_too_much(tmp_path, files):
+    whole = write_tar(tmp_path / "a.tar", files).read_bytes()
+    for kind, size, words in (
+        (tarfile.REGTYPE, 2**40, "bytes in an archive|bytes in one file"),
+        (tarfile.XHDTYPE, 2**33 - 1, "bytes in a header, of at most"),
+        (tarfile.GNUTYPE_LONGNAME, 2**32, "bytes in a header, of at most"),
+        (tarfile.REGTYPE, -1024, "claims -1,024 bytes"),
+    ):
+        member = tarfile.TarInfo("train/ant/99.png")
+        member.type, member.size = kind, size
+        (tmp_path / "a.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + whole)
+        with pytest.raises(InputError, match=words):
+            load_images(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize(
+    "shape", ["(10**9, 10**3, 10**3)", "(2**62, 4, 4)", "(10**12,)", "(-5, 4, 4)"]
+)
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+def test_arrays_that_claim_a_huge_shape(shape, kind, tmp_path, pixels):
+    file = io.BytesIO()
+    np.save(file, pixels[..., 0])
+    start, end = file.getvalue().index(b"'shape': ") + 9, file.getvalue().index(b"), }") + 1
+    claim = str(eval(shape)).encode()
+    content = file.getvalue()[:start] + claim + file.getvalue()[end:]
+    space = len(claim) - (end - start)
+    content = content.replace(b" " * max(space, 0) + b"\n", b"\n", 1)
+    content = content if space >= 0 else content.replace(b"\n", b" " * -space + b"\n", 1)
+    (tmp_path / "train_images.npy").write_bytes(content)
+    place = tmp_path
+    if kind == "npz":
+        place = write_zip(tmp_path / "set.npz", {"train_images.npy": content})
+    with pytest.raises(InputError, match="cannot read"):
+        load_images(place)
+
+
+def test_labels_up_to_a_trillion_make_no_classes(tmp_path, pixels):
+    labels = np.arange(COUNT)
+    labels[3] = 10**12
+    np.savez(tmp_path / "set.npz", images=pixels, labels=labels)
+    with pytest.raises(InputError, match="1,000,000,000,001 classes, of at most 100,000"):
+        load_images(tmp_path / "set.npz")
+    np.savez(tmp_path / "set.npz", images=pixels, labels=np.zeros((0,), np.int64))
+    with pytest.raises(InputError, match=r"shape \[0\] for 24 images"):
+        load_images(tmp_path / "set.npz")
+
+
+def test_folders_that_never_end_and_files_that_are_none(tmp_path, files):
+    folder = write_folder(tmp_path / "set", files)
+    (folder / "train" / "ant" / "loop").symlink_to(folder)
+    with pytest.raises(InputError, match="links to a folder that the set has already"):
+        load_images(folder)
+    (folder / "train" / "ant" / "loop").unlink()
+    (folder / "train" / "cat").symlink_to(
+        write_folder(tmp_path / "cats", {"0.png": files["train/ant/00.png"]})
+    )
+    assert load_images(folder).classes == ("ant", "bee", "cat")  # links are followed
+    for place in (folder / "train" / "bee" / "pipe.png", folder / "train" / "bee" / "dataset.json"):
+        os.mkfifo(place)
+        for cache in (None, tmp_path / "cache"):
+            with pytest.raises(InputError, match="pipe, a device or a broken link"):
+                load_images(folder, cache=cache)
+        place.unlink()
+    (folder / "train" / "bee" / "zero.png").symlink_to("/dev/zero")
+    with pytest.raises(InputError, match="pipe, a device or a broken link"):
+        load_images(folder)
+    os.mkfifo(tmp_path / "pipe.tar")
+    os.mkfifo(tmp_path / "pipe.npz")
+    for path in ("/dev/null", tmp_path / "pipe.tar", tmp_path / "pipe.npz", "/dev/zero"):
+        with pytest.raises(InputError, match="is a pipe or a device"):
+            load_images(path)
+    for path in (tmp_path, tmp_path / "pipe.tar"):
+        with pytest.raises(InputError, match="is a folder, a pipe or a device"):
+            data.read_file(path, "bytes of JSON")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import sys
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from consistency_edu import image_runs
-from consistency_edu.data import InputError
+from consistency_edu.data import BOUNDS, InputError
 from consistency_edu.image_methods import Recipe, override
 from consistency_edu.image_recipes import RECIPES
 from consistency_edu.image_runs import (
@@ -308,3 +309,34 @@ def test_the_average_is_what_is_kept(tmp_path):
     ]
     pair = [load_file(run / "model.safetensors") for run in runs]
     assert any(not torch.equal(value, pair[1][name]) for name, value in pair[0].items())
+
+
+def test_what_a_run_claims_is_bounded_before_it_is_read(tmp_path, monkeypatch):
+    assert BOUNDS["bytes of weights"][0] >= 2**32  # more than any U-Net of the course has
+    monkeypatch.setitem(BOUNDS, "bytes of weights", (2**20, "copy the file anew"))
+    for name, read, most in (
+        ("run.json", image_runs.read_json, 2**24),
+        ("model.safetensors", image_runs.read_weights, 2**20),
+    ):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(most + 1)  # a hole
+        with pytest.raises(InputError, match=f"claims {most + 1:,} bytes.*copy the run anew"):
+            read(tmp_path / name)
+        (tmp_path / name).unlink()
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(InputError, match="a pipe or a device.*copy the run anew"):
+            read(tmp_path / name)
+
+
+def test_weights_whose_headers_claim_too_much_are_refused(tmp_path):
+    for claim in (
+        {"a": {"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [0, 2**62, 8], "data_offsets": [0, 0]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 2**62]}},
+    ):
+        header = json.dumps(claim).encode()
+        path = tmp_path / "model.safetensors"
+        for length in (len(header), 2**40, 2**63 + 1):
+            path.write_bytes(length.to_bytes(8, "little") + header + bytes(4))
+            with pytest.raises(InputError, match="cannot load"):
+                image_runs.read_weights(path)
