@@ -6,12 +6,12 @@
 __all__ = ['SOLVERS', 'TOY', 'GUIDES', 'DIGITS_MAX', 'DIGITS', 'MIXES', 'CHOICES', 'FORMS', 'KINDS', 'EIGHT', 'ENDS', 'WATCHED',
            'DIGIT_CHOICES', 'PLAN', 'SHARES', 'BOOT_SWEEPS', 'signal_of', 'signal_step', 'signal_euler',
            'solve_signal_ode', 'log_ratio', 'signal_linear', 'signal_heun', 'SignalModel', 'BootStudent',
-           'draw_between', 'ProgressiveTime', 'residual_weight', 'over_delta', 'check_ends', 'Boot', 'empty_batches',
-           'with_weight', 'vp_sigmas', 'GuidedByLabel', 'WeightEmbedding', 'admit_weight', 'toy_grid', 'toy_teacher',
-           'toy_objective', 'ToyJudge', 'refine', 'toy_work', 'guided_toy_work', 'class_numbers', 'flat_digits',
-           'digits_teacher', 'DigitsJudge', 'walk_digits', 'digits_student', 'digits_work', 'digits_sampler_work',
-           'pack', 'unpack', 'linear_mix', 'spherical_mix', 'mixing_numbers', 'digits_gallery', 'guided_digits_work',
-           'photo_patches', 'choose_data', 'data_work']
+           'draw_between', 'ProgressiveTime', 'residual_weight', 'over_delta', 'Boot', 'empty_batches', 'with_weight',
+           'vp_sigmas', 'GuidedByLabel', 'WeightEmbedding', 'admit_weight', 'toy_grid', 'toy_teacher', 'toy_objective',
+           'ToyJudge', 'refine', 'toy_work', 'guided_toy_work', 'class_numbers', 'flat_digits', 'digits_teacher',
+           'DigitsJudge', 'walk_digits', 'digits_student', 'digits_work', 'digits_sampler_work', 'pack', 'unpack',
+           'linear_mix', 'spherical_mix', 'mixing_numbers', 'digits_gallery', 'guided_digits_work', 'photo_patches',
+           'choose_data', 'data_work']
 
 # %% ../nbs/14_boot.ipynb #ad73ce27
 import copy
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from consistency_edu.consistency import (
     ConsistencyModel,
     ExactConsistency,
-    check_range,
+    per_sample_loss,
     side_of,
 )
 from consistency_edu.data import (
@@ -39,6 +39,7 @@ from consistency_edu.data import (
     draw_points,
     draw_uniform,
     load_digits,
+    of_shape,
     per_sample,
     spread,
     tensor_batches,
@@ -49,24 +50,27 @@ from .ddpm import EpsDenoiser, EpsLoss, VPSchedule, cosine_schedule, cosine_vp
 from consistency_edu.distillation import (
     ConsistencyDistillation,
     TargetNetwork,
+    check_ends,
     check_grid,
     draw_interval,
     squared_l2,
 )
 from .metrics import frechet_distance, paired_error, precision_recall, sliced_w2
-from .networks import MLP, LabelEmbedding, NoiseEmbedding
+from .networks import MLP, LabelEmbedding, NoiseEmbedding, same_dropout
 from consistency_edu.pf_ode import (
     EDMDenoiser,
     Guided,
     LabelDropout,
     check_decreasing,
+    check_range,
+    check_sigma_data,
     edm_objective,
     euler_step,
     karras_sigmas,
     solve_pf_ode,
 )
 from .sampling import OneStepStudent, sample_one_step
-from .score import ExactDenoiser
+from .score import ExactDenoiser, call_denoiser
 from .sweeps import Sweep
 from .training import fit, train
 
@@ -77,6 +81,7 @@ def signal_of(x: Tensor, noise: Tensor, sigma: Tensor, alpha: float | Tensor = 1
     `sigma` and `alpha` are `[B]`; alpha is 1 in the EDM form.  Source: slide "Single-ODE".
     """
     alpha = torch.as_tensor(alpha, dtype=x.dtype, device=x.device)
+    noise = of_shape(noise, x.shape, "the noise")
     return (x - per_sample(sigma, x) * noise) / per_sample(alpha, x)
 
 # %% ../nbs/14_boot.ipynb #e9876b53
@@ -86,7 +91,7 @@ def signal_step(signal: Tensor, denoised: Tensor, lam: Tensor, lam_next: Tensor)
     lambda = -ln(alpha/sigma), or ln sigma for EDM teachers.  Source: BOOT, slide "Signal-ODE".
     """
     share = per_sample(-torch.expm1(lam_next - lam), signal)
-    return signal + share * (denoised - signal)
+    return signal + share * (of_shape(denoised, signal.shape, "the denoised") - signal)
 
 
 def signal_euler(
@@ -101,7 +106,7 @@ def signal_euler(
 
     One evaluation.  It is DDIM's step, or an exponential integrator's.
     """
-    denoised = denoiser(signal + per_sample(sigma, noise) * noise, sigma, labels)
+    denoised = call_denoiser(denoiser, signal + per_sample(sigma, noise) * noise, sigma, labels)
     return signal_step(signal, denoised, sigma.log(), sigma_next.log())
 
 # %% ../nbs/14_boot.ipynb #bt14o003
@@ -155,7 +160,7 @@ def signal_linear(
             "take signal_euler, or a finer grid.",
             stacklevel=2,
         )
-    denoised = denoiser(signal + per_sample(sigma, noise) * noise, sigma, labels)
+    denoised = call_denoiser(denoiser, signal + per_sample(sigma, noise) * noise, sigma, labels)
     return signal + per_sample(share, signal) * (denoised - signal)
 
 # %% ../nbs/14_boot.ipynb #bt14o0h5
@@ -193,6 +198,7 @@ class SignalModel(nn.Module):
     ):
         super().__init__()
         check_range(sigma_min, sigma_max)
+        check_sigma_data(sigma_data)
         self.network, self.sigma_data = network, sigma_data
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
@@ -218,7 +224,7 @@ class SignalModel(nn.Module):
         x = self.sigma_max * noise
         output = self.network(x / total, sigma.log() / 4, labels)
         c_skip, c_out = (self.sigma_data / total) ** 2, self.sigma_max * self.sigma_data / total
-        return c_skip * x + c_out * output
+        return c_skip * x + c_out * of_shape(output, x.shape, "the network's output")
 
 # %% ../nbs/14_boot.ipynb #57da392c
 class BootStudent(OneStepStudent):
@@ -290,17 +296,6 @@ def over_delta(points: int) -> Callable:
     """Return the weight 1/delta² for a grid of `points`, where delta = 1/(points - 1)."""
     return lambda low, high: torch.full_like(high, (points - 1.0) ** 2)
 
-
-def check_ends(sigmas: Tensor, online: SignalModel) -> None:
-    """Raise InputError unless the ends of `sigmas` are the sigma_min and sigma_max of `online`."""
-    ends = float(sigmas[0]), float(sigmas[-1])
-    for have, want in zip(ends, (online.sigma_min, online.sigma_max)):
-        if abs(have - want) > 1e-5 * want:
-            raise InputError(
-                f"the grid runs from {ends[0]:g} to {ends[1]:g}, the student from "
-                f"{online.sigma_min:g} to {online.sigma_max:g}: give both the same ends."
-            )
-
 # %% ../nbs/14_boot.ipynb #c5f9ca0c
 class Boot(nn.Module):
     """Train `online`, a SignalModel, to follow the signal ODE of `teacher` from noise alone (BOOT).
@@ -328,8 +323,11 @@ class Boot(nn.Module):
         super().__init__()
         check_grid(sigmas)
         check_ends(sigmas, online)
-        if min(bootstrap_weight, boundary_weight) < 0 or bootstrap_weight + boundary_weight == 0:
+        weights = (bootstrap_weight, boundary_weight)
+        if not (all(w >= 0 for w in weights) and 0 < sum(weights) < math.inf):
             raise InputError("both loss weights are at least 0, and one of them is above 0.")
+        if not 0 <= decay < 1:
+            raise InputError(f"the target's decay is {decay}: it must lie in [0, 1).")
         self.online, self.teacher, self.distance = online, teacher, distance
         self.solver, self.draw, self.weight, self.decay = solver, draw, weight, decay
         self.bootstrap_weight, self.boundary_weight = bootstrap_weight, boundary_weight
@@ -344,15 +342,17 @@ class Boot(nn.Module):
 
     def bootstrap(self, noise: Tensor, low: Tensor, high: Tensor, labels: Tensor | None) -> Tensor:
         """Return the loss `[B]` of the student's signal at `low` against its goal."""
-        error = self.distance(self.online(noise, low, labels), self.goal(noise, low, high, labels))
-        return self.weight(low, high) * error
+        goal, answer = same_dropout(
+            (self.goal, noise, low, high, labels), (self.online, noise, low, labels)
+        )
+        return per_sample_loss(self.distance, answer, goal, self.weight(low, high))
 
     def boundary(self, noise: Tensor, labels: Tensor | None) -> Tensor:
         """Return the loss `[B]` of the student's first signal against the teacher's first guess."""
         top = self.sigmas[-1].to(noise).expand(len(noise))
         with torch.no_grad():
             goal = self.teacher(per_sample(top, noise) * noise, top, labels)
-        return self.distance(self.online(noise, top, labels), goal)
+        return per_sample_loss(self.distance, self.online(noise, top, labels), goal)
 
     def forward(
         self, x: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
@@ -400,6 +400,8 @@ def empty_batches(
 def with_weight(labels: Tensor, weight: float | Tensor) -> Tensor:
     """Return pairs `[B, 2]` of `labels` `[B]` and a guidance `weight`, a number or `[B]`."""
     weight = torch.as_tensor(weight, dtype=torch.float32, device=labels.device)
+    if weight.ndim:
+        of_shape(weight, labels.shape, "the guidance weight")
     return torch.stack([labels.float(), weight.expand(len(labels))], 1)
 
 # %% ../nbs/14_boot.ipynb #bt14v001
@@ -424,6 +426,7 @@ class GuidedByLabel(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
         """Return the guided denoised `x` `[B, ...]`, at the price of two evaluations."""
+        of_shape(labels, (len(x), 2), "what this teacher is told, pairs (label, weight),")
         weight = per_sample(labels[:, 1].to(x), x)
         return Guided(self.denoiser, weight, self.negative)(x, sigma, labels[:, 0].long())
 
@@ -444,6 +447,7 @@ class WeightEmbedding(nn.Module):
         """Return the vectors `[B, size]`."""
         if labels is None or labels.ndim == 1:
             return self.embed_label(labels, like)
+        of_shape(labels, (len(like), 2), "pairs (label, weight)")
         weight = self.mix(self.embed(labels[:, 1].to(self.mix.weight)))
         return self.embed_label(labels[:, 0].long(), like) + weight
 

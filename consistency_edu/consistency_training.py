@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .consistency import ConsistencyModel, ExactConsistency
+from .consistency import ConsistencyModel, ExactConsistency, per_sample_loss
 from .data import InputError, draw_normal, draw_points, per_sample, toy, toy_batches
 from consistency_edu.distillation import (
     ConsistencyDistillation,
@@ -34,7 +34,7 @@ from consistency_edu.distillation import (
     uniform_weight,
 )
 from .metrics import paired_error, sliced_w2
-from .networks import MLP
+from .networks import MLP, same_dropout
 from .pf_ode import euler_step, karras_sigmas
 from .sampling import sample_one_step
 from .score import ExactDenoiser
@@ -141,9 +141,16 @@ class ConsistencyTraining(nn.Module):
         """Return the loss `[B]` for clean `x` `[B, ...]`."""
         low, high = self.levels(x, generator)
         noise = draw_normal(x, generator)
-        goal = self.target(x + per_sample(low, x) * noise, low, labels)
-        answer = self.online(x + per_sample(high, x) * noise, high, labels)
-        return self.weight(low, high) * self.distance(answer, goal)
+        cleaner, noisy = (x + per_sample(sigma, x) * noise for sigma in (low, high))
+        return self.compare((cleaner, low, labels), (noisy, high, labels))
+
+    def compare(self, cleaner: tuple, noisy: tuple) -> Tensor:
+        """Return the loss `[B]` of the online answer to `noisy` against the target's to `cleaner`.
+
+        Both are (x `[B, ...]`, sigma `[B]`, labels).
+        """
+        goal, answer = same_dropout((self.target, *cleaner), (self.online, *noisy))
+        return per_sample_loss(self.distance, answer, goal, self.weight(cleaner[1], noisy[1]))
 
     def after_step(self) -> None:
         """Let the target network follow the online one, and count the step."""
@@ -167,9 +174,8 @@ class FreshNoiseTraining(ConsistencyTraining):
     ) -> Tensor:
         """Return the loss `[B]` for clean `x` `[B, ...]`; it is no use to train with."""
         low, high = self.levels(x, generator)
-        goal = self.target(x + per_sample(low, x) * draw_normal(x, generator), low, labels)
-        guess = self.online(x + per_sample(high, x) * draw_normal(x, generator), high, labels)
-        return self.weight(low, high) * self.distance(guess, goal)
+        cleaner, noisy = (x + per_sample(s, x) * draw_normal(x, generator) for s in (low, high))
+        return self.compare((cleaner, low, labels), (noisy, high, labels))
 
 # %% ../nbs/12_consistency_training.ipynb #c12exam
 class Exam:
@@ -475,7 +481,9 @@ class AveragedTraining(ConsistencyTraining):
         noisy = x + per_sample(high, x) * draw_normal(x, generator)
         many, level, lower = (v.repeat_interleave(self.draws, 0) for v in (noisy, high, low))
         clean = draw_clean(self.denoiser, many, level, generator)
-        cleaner = clean + per_sample(lower / level, x) * (many - clean)
-        goals = self.target(cleaner, lower)
-        goal = goals.reshape(len(x), self.draws, *x.shape[1:]).mean(1)
-        return self.weight(low, high) * self.distance(self.online(noisy, high, labels), goal)
+        cleaner = clean + per_sample(lower / level, many) * (many - clean)
+        draws = cleaner.unflatten(0, (len(x), self.draws)).unbind(1)
+        passes = [(self.target, draw, low, labels) for draw in draws]
+        *goals, answer = same_dropout(*passes, (self.online, noisy, high, labels))
+        goal = torch.stack(goals).mean(0)
+        return per_sample_loss(self.distance, answer, goal, self.weight(low, high))

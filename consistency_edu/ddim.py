@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .data import InputError, draw_normal, per_sample
+from .data import InputError, draw_normal, of_shape, per_sample
 from .ddpm import DiscreteSchedule, kept_levels
 
 # %% ../nbs/07_ddim.ipynb #4bb48ada
@@ -43,8 +43,9 @@ def ddim_step(
     added = eta * sigma_next / sigma * (1 - (alpha / alpha_next).square()).clamp(min=0).sqrt()
     on_z = (sigma_next.square() - added.square()).sqrt() / sigma
     scale = lambda values: per_sample(values.to(z.device), z)
-    moved = scale(on_z) * z + scale(alpha_next - alpha * on_z) * denoised
-    return moved + scale(added) * noise if eta else moved
+    direction = of_shape(denoised, z.shape, "the denoised")
+    moved = scale(on_z) * z + scale(alpha_next - alpha * on_z) * direction
+    return moved + scale(added) * of_shape(noise, z.shape, "the noise") if eta else moved
 
 # %% ../nbs/07_ddim.ipynb #964797d9
 @torch.no_grad()

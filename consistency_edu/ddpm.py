@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .data import InputError, draw_normal, draw_uniform, per_sample
+from .data import InputError, draw_normal, draw_uniform, of_shape, per_sample
+from .score import call_denoiser
 
 # %% ../nbs/06_ddpm.ipynb #6b993772
 def at_level(table: Tensor, t: int | Tensor, like: Tensor) -> Tensor:
@@ -56,14 +57,14 @@ class DiscreteSchedule:
     def add_noise(self, x0: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
         """Return z_t = alpha x0 + sigma noise `[B, ...]` at level `t`, a number or `[B]`."""
         alpha, sigma = at_level(self.alpha, t, x0), at_level(self.sigma, t, x0)
-        return alpha * x0 + sigma * noise
+        return alpha * x0 + sigma * of_shape(noise, x0.shape, "the noise")
 
     def denoise(
         self, denoiser: Callable, z: Tensor, t: int | Tensor, labels: Tensor | None = None
     ) -> Tensor:
         """Return E[x0 | z] `[B, ...]` at level `t`, by `denoiser`(z / alpha, sigma / alpha)."""
         level = at_level(self.ve_sigma, t, z).flatten().expand(len(z))
-        return denoiser(z / at_level(self.alpha, t, z), level, labels)
+        return call_denoiser(denoiser, z / at_level(self.alpha, t, z), level, labels)
 
 # %% ../nbs/06_ddpm.ipynb #de64b3eb
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def posterior_mean(
     on_x0 = schedule.alpha[s] * jump_variance(schedule, s, t) / variance
     on_z = schedule.alpha[t] / schedule.alpha[s] * schedule.sigma[s].square() / variance
     scale = lambda values: per_sample(values.to(z.device), z)
-    return scale(on_x0) * x0 + scale(on_z) * z
+    return scale(on_x0) * of_shape(x0, z.shape, "x0") + scale(on_z) * z
 
 # %% ../nbs/06_ddpm.ipynb #894c5280
 class EpsDenoiser(nn.Module):
@@ -158,7 +159,8 @@ class EpsDenoiser(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the denoised `x` `[B, ...]` at `sigma` `[B]`."""
         alpha = per_sample((1 + sigma.square()).rsqrt(), x)
-        return x - per_sample(sigma, x) * self.network(alpha * x, sigma.log() / 4, labels)
+        output = self.network(alpha * x, sigma.log() / 4, labels)
+        return x - per_sample(sigma, x) * of_shape(output, x.shape, "the network's output")
 
 # %% ../nbs/06_ddpm.ipynb #380f402e
 class EpsLoss(nn.Module):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TOY_SIGMAS', 'SOLVERS', 'DISTANCES', 'WEIGHTS', 'FLOWS', 'SETS', 'DIGIT_SIGMAS', 'JUDGES', 'RACE', 'RACES', 'KNOBS',
            'CD_SWEEPS', 'draw_interval', 'l1', 'squared_l2', 'pseudo_huber', 'uniform_weight', 'inverse_gap',
-           'root_gap', 'TargetNetwork', 'Pair', 'ConsistencyDistillation', 'check_grid', 'ToyJudge', 'bounded',
-           'toy_judge', 'SwappedDistillation', 'UnstoppedDistillation', 'ToySetting', 'Magnified', 'started',
+           'root_gap', 'TargetNetwork', 'Pair', 'ConsistencyDistillation', 'check_grid', 'check_ends', 'ToyJudge',
+           'bounded', 'toy_judge', 'SwappedDistillation', 'UnstoppedDistillation', 'ToySetting', 'Magnified', 'started',
            'learned_teacher', 'toy_teacher', 'distilling', 'denoiser_error', 'compare_one_step', 'distil_toy',
            'FeatureDistance', 'unit', 'positions', 'DigitFeatures', 'train_digit_features', 'DigitJudge', 'digit_judge',
            'digit_teacher', 'distil_digits', 'SolverConsistency', 'race', 'time_to_quality', 'knobs', 'set_settings',
@@ -16,6 +16,7 @@ __all__ = ['TOY_SIGMAS', 'SOLVERS', 'DISTANCES', 'WEIGHTS', 'FLOWS', 'SETS', 'DI
 import copy
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .consistency import ConsistencyModel, ExactConsistency
+from .consistency import ConsistencyModel, ExactConsistency, per_sample_loss
 from consistency_edu.data import (
     InputError,
     choose,
@@ -40,7 +41,7 @@ from consistency_edu.data import (
     toy_batches,
 )
 from .metrics import frechet_distance, paired_error, sliced_w2
-from .networks import MLP
+from .networks import MLP, same_dropout
 from consistency_edu.pf_ode import (
     EDMDenoiser,
     edm_objective,
@@ -109,6 +110,8 @@ class TargetNetwork(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the goal for the online network, without a gradient."""
         model = self._online[0] if self.slow is None else self.slow
+        if model.training != self._online[0].training:
+            model.train(self._online[0].training)  # the same dropout, or none, in both
         return model(x, sigma, labels)
 
     def follow(self, decay: float) -> None:
@@ -147,6 +150,7 @@ class ConsistencyDistillation(nn.Module):
     ):
         super().__init__()
         check_grid(sigmas)
+        check_ends(sigmas, online)
         if not 0 <= decay < 1:
             raise InputError(f"the target's decay is {decay}: it must lie in [0, 1).")
         self.online, self.teacher = online, teacher
@@ -167,8 +171,10 @@ class ConsistencyDistillation(nn.Module):
     ) -> Tensor:
         """Return the loss `[B]` for clean `x` `[B, ...]`."""
         noisy, high, cleaner, low = self.pair(x, labels, generator)
-        goal = self.target(cleaner, low, labels)
-        return self.weight(low, high) * self.distance(self.online(noisy, high, labels), goal)
+        goal, answer = same_dropout(
+            (self.target, cleaner, low, labels), (self.online, noisy, high, labels)
+        )
+        return per_sample_loss(self.distance, answer, goal, self.weight(low, high))
 
     def after_step(self) -> None:
         """Let the target network follow the online one."""
@@ -177,9 +183,24 @@ class ConsistencyDistillation(nn.Module):
 # %% ../nbs/11_distillation.ipynb #17bba93fc
 def check_grid(sigmas: Tensor) -> None:
     """Raise InputError unless `sigmas` is an ascending grid of at least two noise levels."""
-    if sigmas.ndim != 1 or len(sigmas) < 2 or not (sigmas.diff() > 0).all() or sigmas[0] <= 0:
+    ascends = sigmas.ndim == 1 and len(sigmas) > 1 and (sigmas.diff() > 0).all() and sigmas[0] > 0
+    if not (ascends and sigmas[-1] < math.inf):
         raise InputError(
             "training grids ascend from above 0 and have at least 2 points: karras_sigmas(N)."
+        )
+
+
+def check_ends(sigmas: Tensor, model: nn.Module) -> None:
+    """Raise InputError unless the grid `sigmas` `[N]` has the ends of `model`, if it has any.
+
+    Those are its sigma_min and sigma_max; plain denoisers have none.
+    """
+    names = ("sigma_min", "sigma_max")
+    ends, ours = [getattr(model, name, None) for name in names], sigmas[[0, -1]].tolist()
+    if any(have is not None and abs(have - g) > 1e-5 * g for have, g in zip(ends, ours)):
+        raise InputError(
+            f"the grid runs from {ours[0]:g} to {ours[1]:g}, the model from {ends[0]:g} to "
+            f"{ends[1]:g}: give both the same ends."
         )
 
 # %% ../nbs/11_distillation.ipynb #b175e6f1
@@ -225,8 +246,11 @@ class SwappedDistillation(ConsistencyDistillation):
     ) -> Tensor:
         """Return the loss `[B]` for clean `x` `[B, ...]`."""
         noisy, high, cleaner, low = self.pair(x, labels, generator)
-        goal = self.target(noisy, high, labels)
-        return self.weight(low, high) * self.distance(self.online(cleaner, low, labels), goal)
+        goal, answer = same_dropout(
+            (self.target, noisy, high, labels), (self.online, cleaner, low, labels)
+        )
+        weight = self.weight(low, high)
+        return per_sample_loss(self.distance, answer, goal, weight)
 
 
 class UnstoppedDistillation(ConsistencyDistillation):
@@ -237,8 +261,10 @@ class UnstoppedDistillation(ConsistencyDistillation):
     ) -> Tensor:
         """Return the loss `[B]` for clean `x` `[B, ...]`."""
         noisy, high, cleaner, low = self.pair(x, labels, generator)
-        answers = self.online(noisy, high, labels), self.online(cleaner, low, labels)
-        return self.weight(low, high) * self.distance(*answers)
+        answers = same_dropout(
+            (self.online, noisy, high, labels), (self.online, cleaner, low, labels)
+        )
+        return per_sample_loss(self.distance, *answers, self.weight(low, high))
 
 # %% ../nbs/11_distillation.ipynb #86e2b971
 SOLVERS: dict[str, Callable] = {"euler": euler_step, "heun": heun_step}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEEP', 'UNETS', 'NoiseEmbedding', 'LabelEmbedding', 'check_labels', 'MLP', 'Context', 'Conv', 'GroupNorm', 'scramble',
-           'Dropout', 'remember_dropout', 'ResidualBlock', 'halve', 'double', 'SelfAttention', 'Stage', 'DownPath',
+           'Dropout', 'same_dropout', 'ResidualBlock', 'halve', 'double', 'SelfAttention', 'Stage', 'DownPath',
            'UpPath', 'check_shape', 'check_images', 'UNet', 'named_unet']
 
 # %% ../nbs/04_networks.ipynb #ec492380
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import InputError
+from .data import InputError, of_shape
 
 # %% ../nbs/04_networks.ipynb #ce6aa9ad
 class NoiseEmbedding(nn.Module):
@@ -45,13 +45,16 @@ class LabelEmbedding(nn.Embedding):
         null = self.num_embeddings - 1
         if labels is None:
             labels = torch.full((len(like),), null, device=like.device)
-        elif not (labels.is_cuda or torch.compiler.is_compiling()):  # a look would stop a GPU
-            check_labels(labels, null)
+        check_labels(of_shape(labels, (len(like),), "the labels"), null)
         return super().forward(labels)
 
 
 def check_labels(labels: Tensor, null: int) -> None:
-    """Raise InputError unless all `labels` lie in 0 … `null`."""
+    """Raise InputError unless all `labels` `[B]` are whole numbers in 0 … `null`."""
+    if labels.dtype not in (torch.int64, torch.int32):
+        raise InputError(f"these labels are {labels.dtype}: give whole numbers, labels.long().")
+    if labels.is_cuda or torch.compiler.is_compiling() or not len(labels):
+        return  # to look at the values would stop a GPU
     if labels.min() < 0 or labels.max() > null:
         raise InputError(f"labels must lie in 0 … {null} ({null}: none).")
 
@@ -84,7 +87,7 @@ class MLP(nn.Module):
         """Return the network's raw output, with the shape of `x`."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise InputError(f"this network takes points [B, {self.dim}], not {tuple(x.shape)}.")
-        context = self.embed(c_noise)
+        context = self.embed(of_shape(c_noise, x.shape[:1], "c_noise"))
         if self.embed_label is not None:
             context = context + self.embed_label(labels, x)
         h = F.silu(self.first(torch.cat([x, context], 1)))
@@ -186,14 +189,14 @@ def scramble(places: Tensor) -> Tensor:
 class Dropout(nn.Dropout):
     """Set entries of `x` `[B, C, H, W]` to 0 with probability `p` in training, and scale the rest.
 
-    Compiled for a GPU, the mask is a hash of one random number and each entry's place: made again
-    where it is needed, it costs no memory and hardly any time.
+    The mask is a hash of one random number and each entry's place, however x lies in memory.
+    Compiled, it is made again where it is needed, and costs no memory and hardly any time.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the thinned `x`."""
-        if not (x.is_cuda and self.training and self.p and torch.compiler.is_compiling()):
-            return super().forward(x)
+        if not (self.training and self.p):
+            return x
         return x * self.mask(x) * (1 / (1 - self.p))
 
     def mask(self, x: Tensor) -> Tensor:
@@ -205,16 +208,20 @@ class Dropout(nn.Dropout):
         return keep.view(B, H, W, C).permute(0, 3, 1, 2)
 
 # %% ../nbs/04_networks.ipynb #267a67f4
-def remember_dropout(x: Tensor) -> Callable[[], None]:
-    """Remember the generator that dropout on `x`'s device draws from; the result rewinds it.
+def same_dropout(*passes: tuple) -> list[Tensor]:
+    """Return what each of `passes`, (network, x `[B, ...]`, *more), gives, with the same dropout.
 
-    Two passes, one before and one after rewinding, then drop the same entries.
+    The generator of x's device, from which dropout draws, is wound back before each; and x is laid
+    out contiguously, as PyTorch's own masks follow the layout in memory.
     """
-    if not x.is_cuda:
-        state = torch.get_rng_state()
-        return lambda: torch.set_rng_state(state)
-    state = torch.cuda.get_rng_state(x.device)
-    return lambda: torch.cuda.set_rng_state(state, x.device)
+    device = passes[0][1].device
+    source = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type, torch)
+    where = (device,) if device.type == "cuda" else ()
+    state, results = source.get_rng_state(*where), []
+    for network, x, *more in passes:
+        source.set_rng_state(state, *where)
+        results.append(network(x.contiguous(), *more))
+    return results
 
 # %% ../nbs/04_networks.ipynb #a15549de
 class ResidualBlock(nn.Module):
@@ -438,7 +445,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the network's raw output, with the shape and dtype of `x`."""
         check_images(x, self.channels, self.divisor)
-        context = self.context(c_noise, labels)
+        context = self.context(of_shape(c_noise, x.shape[:1], "c_noise"), labels)
         rounded = x.to(self.precision or x.dtype)
         if x.is_cuda:
             rounded = rounded.contiguous(memory_format=torch.channels_last)

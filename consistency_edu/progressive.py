@@ -21,17 +21,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .consistency import ConsistencyModel, ExactConsistency
+from .consistency import ConsistencyModel, ExactConsistency, per_sample_loss
 from consistency_edu.data import (
     InputError,
     draw_normal,
     draw_points,
     draw_uniform,
+    of_shape,
     per_sample,
     toy,
     toy_batches,
 )
-from .distillation import ConsistencyDistillation, pseudo_huber, squared_l2
+from consistency_edu.distillation import (
+    ConsistencyDistillation,
+    check_ends,
+    pseudo_huber,
+    squared_l2,
+)
 from .metrics import paired_error, sliced_w2
 from .networks import MLP
 from consistency_edu.pf_ode import (
@@ -79,7 +85,8 @@ class FewStepStudent(OneStepStudent):
 def check_levels(sigmas: Tensor) -> Tensor:
     """Return ascending `sigmas` `[k + 1]`, from 0 or above, as float64; else say what to give."""
     sigmas = torch.as_tensor(sigmas, dtype=torch.float64)
-    if sigmas.ndim != 1 or len(sigmas) < 2 or not (sigmas.diff() > 0).all() or sigmas[0] < 0:
+    ascends = sigmas.ndim == 1 and len(sigmas) > 1 and (sigmas.diff() > 0).all()
+    if not (ascends and 0 <= sigmas[0] and sigmas[-1] < math.inf):
         raise InputError(
             "a student's grid ascends from 0 or above, with at least 2 points: karras_sigmas(N)."
         )
@@ -141,9 +148,13 @@ class DirectDistillation(nn.Module):
         super().__init__()
         if pairs is None and (teacher is None or sigmas is None):
             raise InputError("direct distillation needs a teacher and its grid, or finished pairs.")
+        if pairs is not None:
+            of_shape(pairs.sample, pairs.noise.shape, "the samples of the pairs")
         self.online, self.teacher, self.pairs = online, teacher, pairs
         self.solver, self.distance = solver, distance
         self.sigmas = None if sigmas is None else check_levels(sigmas)
+        if sigmas is not None:
+            check_ends(self.sigmas, online)
 
     def draw(self, x: Tensor, labels: Tensor | None, generator: torch.Generator | None) -> Pairs:
         """Return one pair for each row of `x` `[B, ...]`: fresh ones, or rows of the finished."""
@@ -162,7 +173,7 @@ class DirectDistillation(nn.Module):
         noise, sample, labels = self.draw(x, labels, generator)
         self.last_sigma = torch.full_like(x.flatten(1)[:, 0], self.online.sigma_max)
         start = self.online.sigma_max * noise
-        return self.distance(self.online.jump(start, labels), sample)
+        return per_sample_loss(self.distance, self.online.jump(start, labels), sample)
 
 # %% ../nbs/13_direct_and_progressive.ipynb #127e9a6a
 SIGMA_MIN, SIGMA_MAX, BATCH, POINTS = 0.002, 5.0, 512, 4000
@@ -328,6 +339,7 @@ class ProgressiveDistillation(nn.Module):
     ):
         super().__init__()
         sigmas = check_halving(sigmas)
+        check_ends(sigmas, online)
         if sigmas[0] == 0 and solver is not euler_step:
             raise InputError("only Euler can step to 0: use euler_step, or a grid from above 0.")
         self.online, self.teacher = online, teacher
@@ -355,7 +367,8 @@ class ProgressiveDistillation(nn.Module):
         self.last_sigma = high
         noisy = x + per_sample(high, x) * draw_normal(x, generator)
         goal = self.goal(noisy, (low, middle, high), labels)
-        return self.weight(high) * self.distance(self.online(noisy, high, labels), goal)
+        answer = self.online(noisy, high, labels)
+        return per_sample_loss(self.distance, answer, goal, self.weight(high))
 
 # %% ../nbs/13_direct_and_progressive.ipynb #e9f83f14
 @dataclass

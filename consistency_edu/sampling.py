@@ -21,7 +21,15 @@ from consistency_edu.consistency import (
     make_student,
     solved_paths,
 )
-from .data import InputError, draw_normal, draw_points, tensor_batches, toy
+from consistency_edu.data import (
+    InputError,
+    check_floating,
+    draw_normal,
+    draw_points,
+    of_shape,
+    tensor_batches,
+    toy,
+)
 from .metrics import sliced_w2
 from .pf_ode import check_decreasing, karras_sigmas
 from .score import ExactDenoiser
@@ -32,8 +40,9 @@ from .training import fit
 @torch.no_grad()
 def sample_one_step(model: nn.Module, noise: Tensor, labels: Tensor | None = None) -> Tensor:
     """Turn standard normal `noise` `[B, ...]` into samples with one evaluation of `model`."""
+    check_floating(noise)
     sigma = torch.full((len(noise),), model.sigma_max, dtype=noise.dtype, device=noise.device)
-    return model(noise * model.sigma_max, sigma, labels)
+    return of_shape(model(noise * model.sigma_max, sigma, labels), noise.shape, "the sample")
 
 # %% ../nbs/10_sampling.ipynb #f33ddf2d
 @torch.no_grad()
@@ -53,9 +62,11 @@ def sample_multistep(
     turn.  Source: CM paper, algorithm 1.
     """
     sigmas = check_time_points(model, sigmas)
+    check_floating(noise)
 
     def jump(noisy: Tensor, sigma: Tensor) -> Tensor:
-        return model(noisy, sigma.to(noise).expand(len(noise)), labels)
+        clean = model(noisy, sigma.to(noise).expand(len(noise)), labels)
+        return of_shape(clean, noise.shape, "the sample")
 
     noisy = noise * model.sigma_max
     clean = jump(noisy, sigmas[0])

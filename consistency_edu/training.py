@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .data import InputError
+from .data import InputError, of_shape
 from .networks import Stage, UNet
 
 # %% ../nbs/05_training.ipynb #0d0d694b
@@ -125,6 +125,7 @@ def add_gradient(
     them, if it is not finite.
     """
     loss = objective(*batch, generator=generator)
+    of_shape(loss, batch[0].shape[:1], f"the loss of {type(objective).__name__}")
     read = read_later(loss.detach().mean())
     (share * loss.mean()).backward()
     mean = read()  # by now a GPU has the backward pass to chew on

@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import make_mixture
 
-from consistency_edu.data import GaussianMixture, InputError, draw_normal
+from consistency_edu.consistency import ExactConsistency
+from consistency_edu.data import GaussianMixture, InputError, draw_normal, squared_distances, toy
 from consistency_edu.score import (
     DenoisingScoreMatching,
     ExactDenoiser,
@@ -120,3 +121,34 @@ def test_annealing_ends_at_the_last_level(generator):
     for bad in ([], [1.0, 2.0], [1.0, 0.0]):
         with pytest.raises(InputError):
             annealed_langevin(exact, noise, bad)
+
+
+# ------------------------------------------------------------------ forward mode
+
+
+def test_squared_distances_are_those_of_plain_differences():
+    a, b = torch.randn(40, 3).double(), torch.randn(60, 3).double()
+    plain = (a[:, None] - b).square().sum(-1)
+    assert (squared_distances(a, b) - plain).abs().max() < 3e-16 * plain.max()
+    b[:40] = a + 1e-9  # where a matrix product would keep nothing
+    near = squared_distances(a, b).diagonal()
+    assert torch.allclose(near, torch.full_like(near, 3e-18), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["denoiser", "score", "consistency function", "of points"])
+def test_the_exact_answers_have_tangents(name):
+    exact = ExactDenoiser(toy("moons"))
+    memory = ExactDenoiser.of_points(torch.randn(5, 2, generator=torch.Generator().manual_seed(0)))
+    function = {
+        "denoiser": exact,
+        "score": exact.score,
+        "consistency function": ExactConsistency(exact, steps=16),
+        "of points": memory,
+    }[name]
+    generator = torch.Generator().manual_seed(1)
+    x, dx = torch.randn(2, 6, 2, generator=generator, dtype=torch.float64)
+    sigma = torch.linspace(0.3, 2, 6, dtype=torch.float64)
+    shifted = [function(x + h * dx, sigma + h * 0.7) for h in (-1e-5, 1e-5)]
+    value, tangent = torch.func.jvp(function, (x, sigma), (dx, torch.full_like(sigma, 0.7)))
+    assert torch.equal(value, function(x, sigma)) and tangent.norm() > 0.1
+    assert torch.allclose(tangent, (shifted[1] - shifted[0]) / 2e-5, atol=1e-6)
