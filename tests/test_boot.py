@@ -437,6 +437,14 @@ def test_mixes(generator):
         assert torch.allclose(boot.spherical_mix(*unit, t).norm(dim=1), torch.ones(40), atol=1e-4)
 
 
+def test_the_great_circle_of_equal_and_of_opposite_noises(generator):
+    """Their angles, 0 and pi, have a sine of 0, by which nothing may be divided."""
+    a = torch.randn(40, 64, generator=generator)
+    for t in (0.0, 0.3, 1.0):
+        assert torch.allclose(boot.spherical_mix(a, a, t), a, atol=1e-3)
+        assert boot.spherical_mix(a, -a, t).isfinite().all()
+
+
 def test_the_digits_judge():
     judge = boot.DigitsJudge()
     real = judge.measure(judge.test.repeat(4, 1))

@@ -30,6 +30,7 @@ from consistency_edu.image_runs import (
     train_recipe,
 )
 from consistency_edu.long_runs import Stopped
+from consistency_edu.training import weights_of
 
 TEACHER = override(RECIPES["digits-teacher"], {"steps": "60", "batch": "16"})
 
@@ -164,6 +165,28 @@ def test_what_cached_pairs_cost_is_told(teacher, tmp_path, monkeypatch):
     assert load_run(folder).info["pairs_seconds"] >= 0.3
     assert "s for its pairs and" in (folder / "card.md").read_text()
     assert "its pairs" not in (teacher / "card.md").read_text()
+
+
+def test_the_two_step_student_is_the_one_that_the_last_round_started_from(
+    teacher, tmp_path, monkeypatch
+):
+    """Of 12 steps the round to 2 steps has 4, and the last one 8."""
+    at_the_end_of_a_round = []
+
+    class Watching(Recorder):
+        def note(self, state):
+            super().note(state)
+            if state.step == 4:
+                at_the_end_of_a_round.append(weights_of(state.objective.online))
+
+    monkeypatch.setattr(image_runs, "Recorder", Watching)
+    recipe = short("digits-pd", steps=12, points=4)
+    folder = train_recipe(recipe, tmp_path / "pd", teacher=teacher)
+    two, one = (load_file(folder / f"{name}.safetensors") for name in ("two_steps", "model"))
+    (student,) = at_the_end_of_a_round
+    assert set(two) == set(student)
+    assert all(torch.equal(value, student[name]) for name, value in two.items())
+    assert any(not torch.equal(value, one[name]) for name, value in two.items())
 
 
 def test_progressive_distillation_leaves_two_students(teacher, tmp_path):

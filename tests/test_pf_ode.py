@@ -235,3 +235,13 @@ def test_divergence_and_likelihood_are_the_known_ones(normal, generator):
     assert (found - narrow.log_density(x, 0.02)).abs().max() < 0.03
     with pytest.raises(InputError):
         log_likelihood(exact, x, [2.0, 1.0])
+
+
+def test_a_likelihood_leaves_its_points_as_they_were(normal, generator):
+    exact, sigma = ExactDenoiser(normal), torch.full((5,), 0.7).double()
+    x = torch.randn(5, 2, generator=generator, dtype=torch.float64)
+    plain = slope_and_divergence(exact, x, sigma)
+    assert not x.requires_grad
+    graph = slope_and_divergence(exact, (2 * x.requires_grad_()) / 2, sigma)
+    for a, b in zip(plain, graph):
+        assert torch.allclose(a, b) and not b.requires_grad
