@@ -211,6 +211,8 @@ class SampleConfig:
     """show each row's way from noise to image"""
     interpolate: bool = False
     """fill each row with images between two images, along the great circle of their noises"""
+    clamp_samples: bool = False
+    """keep the model's answers between -1 and 1 after every jump, as OpenAI's code and diffusers"""
     device: str = "cpu"
     """cpu or cuda"""
     precision: str = "fast"
@@ -317,7 +319,8 @@ def sample_command(config: SampleConfig) -> None:
     """Draw the grid of images of `config`, and say where it is."""
     check_sample(config)
     steps = 2 if config.steps == 2 else 1
-    run = load_run(config.run, config.device, steps, config.precision)
+    options = {"clamp_samples": config.clamp_samples}
+    run = load_run(config.run, config.device, steps, config.precision, **options)
     dice, device = torch.Generator().manual_seed(config.seed), next(run.model.parameters()).device
     noise = noise_for(run, config, dice).to(device)
     labels = labels_for(run, config, len(noise))
@@ -458,6 +461,8 @@ class EvaluateConfig:
     """cpu, cuda or cuda:1; the one of the recipe if not given"""
     seed: int = 0
     """draws the noise, which all numbers of steps share"""
+    clamp_samples: bool = False
+    """keep the model's answers between -1 and 1 after every jump, as OpenAI's code and diffusers"""
     out: Path | None = None
     """the file of the numbers; if not given RUN/evaluation.json, for a name NAME-evaluation.json"""
 
@@ -473,7 +478,8 @@ def check_evaluation(config: EvaluateConfig) -> list[Run]:
         raise InputError(f"a run of {recipe.method} knows no second step: leave --steps off.")
     check_writable(file_of(config).parent, file_of(config).name)
     device = config.device or recipe.device
-    return [load_run(config.run, device, steps) for steps in config.steps]
+    options = {"clamp_samples": config.clamp_samples}
+    return [load_run(config.run, device, steps, **options) for steps in config.steps]
 
 
 def file_of(config: EvaluateConfig) -> Path:
@@ -518,7 +524,8 @@ def evaluate_command(config: EvaluateConfig) -> None:
     network = load_features(config.features, device)
     cache = DOWNLOADS / "references"
     reference = reference_of(images, network, batch=config.batch, cache=cache)
-    numbers = {"run": str(config.run), "recipe": recipe.name, "seed": config.seed, "rows": []}
+    numbers = {"run": str(config.run), "recipe": recipe.name, "seed": config.seed}
+    numbers |= {"clamp_samples": recipe.clamp_samples, "rows": []}
     floor = floor_row(reference, source, size, network, config)
     if floor is None:
         print(f"Floor: '{source}' has no test split, so nothing shows how low a number can get.")
@@ -572,13 +579,15 @@ class EditConfig:
     """superres: the side of the patch that one given pixel stands for"""
     seed: int = 0
     """seeds the noise"""
+    clamp_samples: bool = False
+    """keep the model's answers between -1 and 1 after every jump, as OpenAI's code and diffusers"""
 
 # %% ../nbs/19_cli.ipynb #ed190002part1
 def edit_command(config: EditConfig) -> None:
     """Do the edit of `config`, write its picture, and say where it is."""
     task = EDITS[choose("task", config.task, tuple(EDITS))]
     check_edit(config)
-    run = load_run(config.run)
+    run = load_run(config.run, clamp_samples=config.clamp_samples)
     if run.recipe.method == "teacher":
         raise InputError(
             f"'{config.run}' is a teacher, and edits need a student: distil it by cd first."

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['METHODS', 'DISTANCES', 'LOSS_WEIGHTS', 'SOLVERS', 'OPTIMIZERS', 'PRECISIONS', 'CHOICES', 'POSITIVE', 'MODELS',
            'TORCHVISION', 'OBJECTIVES', 'NEEDS_TEACHER', 'DATA_FREE', 'Recipe', 'check_recipe', 'override', 'PixelMLP',
-           'build_network', 'denoiser', 'jump', 'ranged', 'build_model', 'present', 'grid_of', 'Halving', 'Clamped',
-           'as_seen', 'LpipsMaps', 'is_torchvisions', 'load_backbone', 'EfficientNetMaps', 'Enlarged', 'Offstage',
-           'perceptual', 'distance_of', 'teacher_objective', 'cd_objective', 'ct_objective', 'losses', 'pd_objective',
+           'build_network', 'denoiser', 'jump', 'ranged', 'build_model', 'present', 'grid_of', 'Halving', 'as_seen',
+           'LpipsMaps', 'is_torchvisions', 'load_backbone', 'EfficientNetMaps', 'Enlarged', 'Offstage', 'perceptual',
+           'distance_of', 'teacher_objective', 'cd_objective', 'ct_objective', 'losses', 'pd_objective',
            'direct_objective', 'boot_objective', 'build_objective', 'network_in', 'copy_weights', 'draw_samples',
            'evaluations']
 
@@ -58,7 +58,7 @@ from consistency_edu.progressive import (
     FewStepStudent,
     ProgressiveDistillation,
 )
-from .sampling import sample_multistep, sample_one_step
+from .sampling import Clamped, sample_multistep, sample_one_step
 from .training import or_uncompiled
 
 # %% ../nbs/18_image_methods.ipynb #ir000006
@@ -161,6 +161,8 @@ class Recipe:
     """BOOT: the teacher's guidance weight; 1: none"""
     clamp: bool = False
     """keep the teacher's answers to a student between -1 and 1"""
+    clamp_samples: bool = False
+    """keep what the finished model answers between -1 and 1, after every jump; not in training"""
 
 # %% ../nbs/18_image_methods.ipynb #ir000008
 METHODS = ("teacher", "cd", "ct", "pd", "direct", "boot")
@@ -277,9 +279,12 @@ def build_model(recipe: Recipe, network: nn.Module) -> nn.Module:
 
 # %% ../nbs/18_image_methods.ipynb #ir000013b
 def present(recipe: Recipe, model: nn.Module, steps: int = 1) -> nn.Module:
-    """Return a trained `model` as its users see it: a teacher as a denoiser, a student as f."""
-    if recipe.method == "boot":
-        return BootStudent(model)
+    """Return a trained `model` as its users see it: a teacher as a denoiser, a student as f.
+
+    Each of its answers is clamped if the recipe says so, those between two steps of PD, too.
+    """
+    model = BootStudent(model) if recipe.method == "boot" else model
+    model = Clamped(model) if recipe.clamp_samples else model
     if recipe.method == "pd":
         return FewStepStudent(model, grid_of(recipe)[:: recipe.points // steps])
     return model
@@ -381,18 +386,6 @@ class Halving(nn.Module):
             setattr(self, name, value)
 
 # %% ../nbs/18_image_methods.ipynb #ir000017
-class Clamped(nn.Module):
-    """A `denoiser` whose answers are kept between -`limit` and `limit`."""
-
-    def __init__(self, denoiser: Callable, limit: float = 1.0):
-        super().__init__()
-        self.denoiser, self.limit = denoiser, limit
-
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the clamped denoised `x` `[B, ...]`."""
-        return self.denoiser(x, sigma, labels).clamp(-self.limit, self.limit)
-
-
 def as_seen(recipe: Recipe, teacher: nn.Module) -> nn.Module:
     """Return `teacher` as a student of `recipe` sees it: frozen, guided and clamped as it says."""
     teacher = teacher.requires_grad_(False).eval()
@@ -623,7 +616,7 @@ def build_objective(
     if start is not None:
         copy_weights(network, network_in(start))
     elif needs_teacher and recipe.copy_teacher:
-        copy_weights(network, teacher.network)
+        copy_weights(network, network_in(teacher))
     online = build_model(recipe, network)
     master = as_seen(recipe, teacher) if needs_teacher else None
     return OBJECTIVES[recipe.method](recipe, online, master, classes)

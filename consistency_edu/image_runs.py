@@ -161,17 +161,24 @@ class Run:
 
 # %% ../nbs/18_image_runs.ipynb #ru000010part1
 def load_run(
-    folder: str | Path, device: str = "cpu", steps: int = 1, precision: str = "float32"
+    folder: str | Path,
+    device: str = "cpu",
+    steps: int = 1,
+    precision: str = "float32",
+    *,
+    clamp_samples: bool = False,
 ) -> Run:
     """Return the finished run in `folder`, or the pretrained one of that name; else InputError.
 
     `steps` = 2 takes the two-step student of progressive distillation.  U-Nets compute in
     `precision`: "float32", "bfloat16", or "fast": bfloat16 where `device` has units for it.
+    `clamp_samples` as in a recipe; a run whose recipe says so is clamped anyway.
     """
     precision = choose("precision", precision, (*PRECISIONS, "fast"))
     folder = folder_of(folder)
     info = check_info(read_json(folder / "run.json"), folder)
     recipe = info["recipe"]
+    recipe = dataclasses.replace(recipe, clamp_samples=recipe.clamp_samples or clamp_samples)
     model = build_model(recipe, build_network(recipe, tuple(info["shape"]), info["classes"]))
     name = "two_steps" if recipe.method == "pd" and steps == 2 else "model"
     load_weights(model, read_weights(folder / f"{name}.safetensors", info["sha256"].get(name)))

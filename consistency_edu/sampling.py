@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAMPLING_SWEEPS', 'sample_one_step', 'sample_multistep', 'check_time_points', 'Search', 'ternary_search',
            'sampling_objective', 'TimePoints', 'search_time_points', 'steps_evenly', 'toy_student', 'sampling_run',
-           'OneStepStudent']
+           'Clamped', 'OneStepStudent']
 
 # %% ../nbs/10_sampling.ipynb #a8be1f78
 from collections.abc import Callable
@@ -110,7 +110,8 @@ def ternary_search(objective: Callable[[int], float], low: int, high: int) -> Se
     """Minimise `objective` over the integers `low` to `high`, both included.
 
     It finds the minimum if the values first fall and then rise, strictly.  Nothing is evaluated
-    twice.  Differs: the released code returns an old midpoint, and so misses minima at the ends.
+    twice.  Differs: both ends are candidates, and one alone is evaluated; the published search has
+    its candidates between two frozen ends, and returns nothing for a single one.
     """
     if low > high:
         raise InputError(f"no integer lies from {low} to {high}: give a range with low <= high.")
@@ -264,6 +265,24 @@ SAMPLING_SWEEPS = {
         ],
     )
 }
+
+# %% ../nbs/10_sampling.ipynb #c1000061
+class Clamped(nn.Module):
+    """`model`, a denoiser or f(x, sigma), with its answers kept between -`limit` and `limit`.
+
+    It is sampled like `model`.  Source: the published code; CM's algorithms 1 and 4 do not clamp.
+    """
+
+    def __init__(self, model: Callable, limit: float = 1.0):
+        super().__init__()
+        self.model, self.limit = model, limit
+        for name in ("sigma_min", "sigma_max", "is_one_step"):
+            if hasattr(model, name):
+                setattr(self, name, getattr(model, name))
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the clamped answer `[B, ...]` for `x` `[B, ...]`."""
+        return self.model(x, sigma, labels).clamp(-self.limit, self.limit)
 
 # %% ../nbs/10_sampling.ipynb #c1000035
 class OneStepStudent(nn.Module):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from consistency_edu.cli import main
 from consistency_edu.data import load_digits, to_pixels
@@ -98,6 +98,48 @@ def test_colour_strokes_noise_and_walks(place):
     for run in ("grey", "boot", "direct"):  # a walk takes one jump only
         assert command(run, "interpolate", "--count", "5", image=None) == 0
         assert pixels_of("out.png").shape == (8, 40)
+
+
+def make_loud(folder):
+    """Write the run of a student whose answers lie far beyond 1 into `folder`."""
+    weights = load_file(make_run(folder) / "model.safetensors")
+    dice = torch.Generator().manual_seed(1)
+    loud = {k: torch.randn(v.shape, generator=dice) if v.ndim else v for k, v in weights.items()}
+    save_file(loud, folder / "model.safetensors")
+    return str(folder)
+
+
+@pytest.mark.parametrize("work", ["sample", "edit", "evaluate"])
+def test_commands_clamp_after_every_jump_if_asked(place, work):
+    """In one step the file would hide it; in two the second jump starts from another image."""
+    run, made = make_loud(place / "loud"), {}
+    args = {
+        "sample": ["sample", run, "--steps", "2", "--nrow", "1", "--ncol", "2"],
+        "edit": ["edit", run, "--task", "stroke", "--image", "digit.png"],
+        "evaluate": ["evaluate", run, "--features", "pixels", "-n", "8", "--steps", "2"],
+    }[work]
+    for clamp in ((), ("--clamp-samples",)):
+        out = "out.json" if work == "evaluate" else "out.png"
+        assert main([*args, "--out", out, *clamp]) == 0
+        made[bool(clamp)] = (place / out).read_bytes()
+    assert made[False] != made[True]
+    if work == "evaluate":
+        told = [json.loads(made[clamp]) for clamp in (False, True)]
+        assert [numbers["clamp_samples"] for numbers in told] == [False, True]
+        free, clamped = (numbers["rows"][0]["frechet"] for numbers in told)
+        assert abs(free - clamped) > 1e-3 * free
+
+
+def test_a_run_whose_recipe_clamps_does_so_unasked(place):
+    run = make_loud(place / "loud")
+    images = []
+    for clamp in (False, True):
+        info = json.loads((place / "loud" / "run.json").read_text())
+        info["recipe"]["clamp_samples"] = clamp
+        (place / "loud" / "run.json").write_text(json.dumps(info))
+        assert main(["sample", run, "--steps", "2", "--nrow", "1", "--out", "out.png"]) == 0
+        images.append((place / "out.png").read_bytes())
+    assert images[0] != images[1]
 
 
 BAD = [

@@ -29,6 +29,7 @@ from consistency_edu.image_methods import (
     draw_samples,
     evaluations,
     grid_of,
+    network_in,
     override,
     perceptual,
     present,
@@ -164,9 +165,26 @@ def test_a_clamped_teacher_stays_among_pixels():
 def test_guidance_and_clamp_are_what_the_student_sees():
     recipe = Recipe("try", method="boot", labels=True, guidance=2.0, clamp=True)
     seen = as_seen(recipe, teacher_of(recipe, 3))
-    assert isinstance(seen, Clamped) and isinstance(seen.denoiser, Guided)
-    assert seen.denoiser.weight == 2.0
+    assert isinstance(seen, Clamped) and isinstance(seen.model, Guided)
+    assert seen.model.weight == 2.0
     assert isinstance(as_seen(Recipe("try"), teacher_of(recipe, 3)), EDMDenoiser)
+
+
+@pytest.mark.parametrize("method", ["teacher", "cd", "pd", "boot", "direct"])
+def test_samples_are_clamped_if_the_recipe_says_so(method):
+    """The network is scaled so that its answers, and PD's first of two, lie far beyond 1."""
+    recipe = Recipe("try", method=method, sigma_max=10.0, points=4)
+    model = build_model(recipe, build_network(recipe, SHAPE))
+    for parameter in network_in(model).parameters():
+        torch.nn.init.normal_(parameter, std=1.0, generator=torch.Generator().manual_seed(1))
+    noise, images = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(2)), {}
+    for clamp in (False, True):
+        said = dataclasses.replace(recipe, clamp_samples=clamp)
+        shown = present(said, model, 2 if method == "pd" else 1)
+        images[clamp] = draw_samples(said, shown, noise, steps=2 if method == "cd" else 1)
+    assert images[False].abs().max() > 2 and images[True].abs().max() < 1.05  # PD keeps some noise
+    if method in ("cd", "pd"):  # the first answer is clamped as well, so the second is another
+        assert (images[False].clamp(-1, 1) - images[True]).abs().max() > 0.1
 
 
 def test_direct_distillation_learns_from_the_walk_down_to_zero():

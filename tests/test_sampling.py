@@ -9,11 +9,13 @@ from consistency_edu import sampling
 from consistency_edu.boot import BootStudent, SignalModel
 from consistency_edu.consistency import ConsistencyModel, ExactConsistency
 from consistency_edu.data import InputError, draw_normal, draw_points, toy
+from consistency_edu.editing import refine
 from consistency_edu.metrics import energy_test
 from consistency_edu.networks import MLP
-from consistency_edu.pf_ode import karras_sigmas
+from consistency_edu.pf_ode import karras_sigmas, solve_pf_ode
 from consistency_edu.sampling import (
     SAMPLING_SWEEPS,
+    Clamped,
     OneStepStudent,
     check_time_points,
     sample_multistep,
@@ -206,6 +208,34 @@ def test_ternary_search_shifts_with_its_range_and_looks_once():
     found = ternary_search(valley, 100, 130)
     assert found.best == 107 and len(looks) == len(set(looks)) == len(found.seen)
     assert min(looks) >= 100 and max(looks) <= 130 and len(looks) < 13
+
+
+def test_a_clamp_comes_after_every_jump(generator):
+    spy, noise = Spy(3.0), torch.randn(500, 2, generator=generator)
+    options = {"labels": torch.arange(500), "return_path": True}
+    path = sample_multistep(Clamped(spy), noise, [5.0, 0.5], generator=generator, **options)
+    there = 3 * (5 * noise)
+    assert torch.equal(path[0], 5 * noise) and torch.equal(path[1], there.clamp(-1, 1))
+    assert (path[2] - path[1]).std() == pytest.approx(0.5, rel=0.05)
+    assert torch.equal(path[3], (3 * path[2]).clamp(-1, 1))
+    assert all(torch.equal(labels, torch.arange(500)) for _, _, labels in spy.seen)
+    assert torch.equal(sample_one_step(Clamped(spy, 2.0), noise), there.clamp(-2, 2))
+
+
+def test_a_clamp_leaves_levels_and_refusals_as_they_are():
+    student = OneStepStudent(lambda x, labels: x, sigma_max=3.0, sigma_min=0.1, method="hand")
+    clamped = Clamped(student)
+    assert (clamped.sigma_min, clamped.sigma_max) == (0.1, 3.0)
+    with pytest.raises(InputError, match="no second jump"):
+        sample_multistep(clamped, torch.ones(2, 2), [3.0, 1.0])
+    with pytest.raises(InputError, match="take a consistency model"):
+        refine(clamped, torch.ones(2, 2), [1.0])
+
+
+def test_a_denoiser_can_be_clamped(generator):
+    noise = torch.randn(200, 2, generator=generator)
+    ended = solve_pf_ode(Clamped(lambda x, sigma, labels: 9 * x), noise, [5.0, 1.0, 0.0])
+    assert ended.abs().max() == 1
 
 
 def test_bad_searches_are_refused():
