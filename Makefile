@@ -6,7 +6,7 @@ DEV_STAMP  := $(VENV)/.installed-dev
 # one thread a process: two two-threaded torch processes on two cores run ten times slower
 QUIET  := OMP_NUM_THREADS=1 MPLBACKEND=agg
 
-.PHONY: help install toy lab test check soak mutation export nbs readme reference docs clean
+.PHONY: help install toy lab test check lowest soak mutation export nbs readme reference docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 10
@@ -44,6 +44,9 @@ check: $(DEV_STAMP)  ## the part of the tests that takes about 2 minutes
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
 	$(QUIET) $(BIN)/python -m pytest -q tests -m "not slow"
+
+lowest:  ## make check with the lowest versions admitted: make lowest PYTHON=python3.10
+	PIP_CONSTRAINT=$(CURDIR)/tools/lowest.txt $(MAKE) check VENV=build/lowest
 
 soak: $(DEV_STAMP)  ## kill a run 30 times, and see that it ends where an undisturbed one does
 	$(QUIET) SOAK_KILLS=30 $(BIN)/python -m pytest -q -s -W ignore tests/test_faults.py -m slow

@@ -26,7 +26,10 @@ setup(
     author=cfg["author"],
     author_email=cfg["author_email"],
     license="Apache-2.0",
-    classifiers=[f"Programming Language :: Python :: 3.{m}" for m in range(minor, 14)],
+    classifiers=[
+        *(f"Programming Language :: Python :: 3.{m}" for m in range(minor, 14)),
+        "Typing :: Typed",
+    ],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
     install_requires=words("requirements"),
@@ -38,6 +41,6 @@ setup(
         "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
     },
     include_package_data=True,
-    package_data={cfg["lib_path"]: ["pretrained/*/*"]},
+    package_data={cfg["lib_path"]: ["py.typed", "pretrained/*/*"]},
     zip_safe=False,
 )

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -47,13 +48,19 @@ def closure(names):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel, built from a copy of the project."""
+def source(tmp_path_factory):
+    """A copy of what the project is built from."""
     source = tmp_path_factory.mktemp("source")
     for name in SOURCES:
         shutil.copy(ROOT / name, source)
     skip = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "consistency_edu", source / "consistency_edu", ignore=skip)
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source):
+    """The wheel, built from a copy of the project."""
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "-w", source / "dist", source], check=True, capture_output=True)
     (path,) = (source / "dist").glob("*.whl")
@@ -132,3 +139,15 @@ def test_the_wheel_is_small_and_holds_no_pictures(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert not [name for name in names if name.endswith((".png", ".ipynb", ".jsonl"))]
     assert "consistency_edu/pretrained/cifar10-cd-mini/card.md" in names
+
+
+def test_type_checkers_are_told_that_the_package_has_types(wheel, source):
+    with zipfile.ZipFile(wheel) as archive:
+        assert "consistency_edu/py.typed" in archive.namelist()
+        (card,) = [name for name in archive.namelist() if name.endswith("METADATA")]
+        assert "Classifier: Typing :: Typed" in archive.read(card).decode().splitlines()
+    code = "from setuptools import build_meta; build_meta.build_sdist('dist')"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    (path,) = (source / "dist").glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        assert f"{path.name.removesuffix('.tar.gz')}/consistency_edu/py.typed" in archive.getnames()
