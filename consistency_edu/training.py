@@ -268,7 +268,7 @@ def compile_networks(module: nn.Module, compiles: str = "networks", **options) -
     if compiles not in kinds:
         raise InputError(f"compiles is '{compiles}': choose one of {', '.join(kinds)}.")
     parts = [part for part in module.modules() if isinstance(part, kinds[compiles])]
-    torch._dynamo.config.recompile_limit = 64  # each shape and each role is a case of its own
+    torch._dynamo.config.cache_size_limit = 64  # each shape and each role is a case of its own
     if compiles == "graphs":
         options = {"mode": "reduce-overhead", **options}
     for part in parts:
