@@ -72,7 +72,7 @@ from consistency_edu.pf_ode import (
 from .sampling import OneStepStudent, sample_one_step
 from .score import ExactDenoiser, call_denoiser
 from .sweeps import Sweep
-from .training import fit, train
+from .training import fit, from_seed, train
 
 # %% ../nbs/14_boot.ipynb #bt14s001
 def signal_of(x: Tensor, noise: Tensor, sigma: Tensor, alpha: float | Tensor = 1.0) -> Tensor:
@@ -495,15 +495,14 @@ def toy_grid(setting: dict) -> Tensor:
 @functools.lru_cache
 def toy_teacher(dataset: str, form: str, seed: int) -> nn.Module:
     """Train a denoiser of `form` on `dataset`, once in a process."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    objective = (
-        EpsLoss(EpsDenoiser(MLP()), cosine_schedule())
-        if form == "vp"
-        else edm_objective(EDMDenoiser(MLP()))
-    )
-    batches = toy_batches(toy(dataset), 512, generator=generator)
-    return fit(objective, batches, steps=3000, lr=5e-3, generator=generator).model
+    with from_seed(seed) as generator:
+        objective = (
+            EpsLoss(EpsDenoiser(MLP()), cosine_schedule())
+            if form == "vp"
+            else edm_objective(EDMDenoiser(MLP()))
+        )
+        batches = toy_batches(toy(dataset), 512, generator=generator)
+        return fit(objective, batches, steps=3000, lr=5e-3, generator=generator).model
 
 # %% ../nbs/14_boot.ipynb #bt14e0o2
 def toy_objective(setting: dict, seed: int) -> Boot:
@@ -645,12 +644,11 @@ def flat_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def digits_teacher(seed: int, steps: int = 3000) -> EDMDenoiser:
     """Train a class-conditional denoiser of digits, once in a process."""
     x, labels, _, _ = flat_digits()
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    denoiser = EDMDenoiser(MLP(64, width=256, num_classes=10), spread(x))
-    objective = LabelDropout(edm_objective(denoiser), 10, 0.1)
-    batches = tensor_batches(x, labels, 256, with_labels=True, generator=generator)
-    return fit(objective, batches, steps=steps, lr=2e-3, generator=generator).model
+    with from_seed(seed) as generator:
+        denoiser = EDMDenoiser(MLP(64, width=256, num_classes=10), spread(x))
+        objective = LabelDropout(edm_objective(denoiser), 10, 0.1)
+        batches = tensor_batches(x, labels, 256, with_labels=True, generator=generator)
+        return fit(objective, batches, steps=steps, lr=2e-3, generator=generator).model
 
 # %% ../nbs/14_boot.ipynb #bt14e0j7
 class DigitsJudge:

@@ -52,7 +52,7 @@ from consistency_edu.pf_ode import (
 from .sampling import sample_one_step
 from .score import ExactDenoiser
 from .sweeps import Sweep
-from .training import TrainState, fit, move_towards, train
+from .training import TrainState, fit, from_seed, move_towards, train
 
 # %% ../nbs/11_distillation.ipynb #58211a1d
 def draw_interval(
@@ -345,11 +345,10 @@ def started(teacher: Callable, gain: float = 1.0) -> ConsistencyModel:
 @functools.lru_cache
 def learned_teacher(dataset: str, seed: int, gain: float = 1.0, steps: int = 3000) -> EDMDenoiser:
     """Train a denoiser of `dataset` from `seed`; asked again, it returns the same one."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    batches = toy_batches(toy(dataset), 512, generator=generator)
-    objective = edm_objective(EDMDenoiser(Magnified(MLP(), gain)))
-    return fit(objective, batches, steps=steps, lr=5e-3, generator=generator).model
+    with from_seed(seed) as generator:
+        batches = toy_batches(toy(dataset), 512, generator=generator)
+        objective = edm_objective(EDMDenoiser(Magnified(MLP(), gain)))
+        return fit(objective, batches, steps=steps, lr=5e-3, generator=generator).model
 
 
 def toy_teacher(setting: ToySetting, seed: int) -> nn.Module:
@@ -484,9 +483,8 @@ class DigitFeatures(nn.Module):
 # %% ../nbs/11_distillation.ipynb #e592b893b
 def train_digit_features(seed: int = 0, *, width: int = 16, steps: int = 300) -> DigitFeatures:
     """Train a digits classifier of `width` from `seed` for `steps` steps and return it, frozen."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    network = DigitFeatures(width)
+    with from_seed(seed) as generator:
+        network = DigitFeatures(width)
     adjust = torch.optim.Adam(network.parameters(), lr=2e-3)
     batches = tensor_batches(*load_digits(), 128, with_labels=True, generator=generator)
     for _, (x, labels) in zip(range(steps), batches):
@@ -532,12 +530,11 @@ def digit_judge(count: int = 1347) -> DigitJudge:
 @functools.lru_cache
 def digit_teacher(seed: int, steps: int = 2000) -> EDMDenoiser:
     """Train a denoiser of the training digits from `seed`; asked again, it returns the same one."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    real = load_digits()[0].flatten(1)
-    objective = edm_objective(EDMDenoiser(MLP(64, width=256), spread(real)))
-    batches = tensor_batches(real, None, 256, generator=generator)
-    return fit(objective, batches, steps=steps, lr=2e-3, generator=generator).model
+    with from_seed(seed) as generator:
+        real = load_digits()[0].flatten(1)
+        objective = edm_objective(EDMDenoiser(MLP(64, width=256), spread(real)))
+        batches = tensor_batches(real, None, 256, generator=generator)
+        return fit(objective, batches, steps=steps, lr=2e-3, generator=generator).model
 
 # %% ../nbs/11_distillation.ipynb #516f919fc
 def distil_digits(setting: dict, seed: int) -> dict:

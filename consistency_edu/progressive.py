@@ -52,7 +52,7 @@ from consistency_edu.pf_ode import (
 from .sampling import OneStepStudent, sample_multistep, sample_one_step
 from .score import DenoisingScoreMatching, ExactDenoiser, inverse_square
 from .sweeps import Sweep
-from .training import Fitted, fit, progress
+from .training import Fitted, fit, from_seed, progress
 
 # %% ../nbs/13_direct_and_progressive.ipynb #749843ba
 class FewStepStudent(OneStepStudent):
@@ -200,12 +200,11 @@ def velocity_objective(denoiser: EDMDenoiser, sigma_max: float = 80.0) -> Denois
 @functools.lru_cache(maxsize=8)
 def learn_teacher(dataset: str, form: str, seed: int, steps: int = 4000) -> EDMDenoiser:
     """Train the teacher of `form`, edm or vp, on the toy `dataset`; the same call, the same one."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    online = EDMDenoiser(MLP(), 0.5 if form == "edm" else 1.0)
-    task = edm_objective(online) if form == "edm" else velocity_objective(online, SIGMA_MAX)
-    batches = toy_batches(toy(dataset), BATCH, generator=generator)
-    return fit(task, batches, steps=steps, lr=5e-3, generator=generator).model
+    with from_seed(seed) as generator:
+        online = EDMDenoiser(MLP(), 0.5 if form == "edm" else 1.0)
+        task = edm_objective(online) if form == "edm" else velocity_objective(online, SIGMA_MAX)
+        batches = toy_batches(toy(dataset), BATCH, generator=generator)
+        return fit(task, batches, steps=steps, lr=5e-3, generator=generator).model
 
 # %% ../nbs/13_direct_and_progressive.ipynb #1f5a6253
 class Bench:

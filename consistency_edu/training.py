@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['EMA', 'move_towards', 'cosine_rate', 'constant_rate', 'TrainingDiverged', 'check_loss', 'read_later', 'add_gradient',
            'make_optimizer', 'TrainState', 'train', 'Fitted', 'progress', 'fit', 'set_precision', 'compile_networks',
-           'randomness_of', 'set_randomness', 'try_out', 'speed_up', 'or_uncompiled', 'weights_of', 'numbers_of',
-           'pack', 'checksum', 'write_bytes', 'save_checkpoint', 'Checkpoint', 'DamagedCheckpoint', 'unpack',
-           'load_checkpoint', 'load_weights', 'check_checkpoint', 'restore', 'restore_randomness']
+           'randomness_of', 'set_randomness', 'from_seed', 'try_out', 'speed_up', 'or_uncompiled', 'weights_of',
+           'numbers_of', 'pack', 'checksum', 'write_bytes', 'save_checkpoint', 'Checkpoint', 'DamagedCheckpoint',
+           'unpack', 'load_checkpoint', 'load_weights', 'check_checkpoint', 'restore', 'restore_randomness']
 
 # %% ../nbs/05_training.ipynb #4b020643
+import contextlib
 import copy
 import hashlib
 import inspect
@@ -293,6 +294,17 @@ def set_randomness(states: dict[str, Tensor], generator: torch.Generator | None 
         generator.set_state(states["generator"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
+
+# %% ../nbs/05_training.ipynb #5eed0031
+@contextlib.contextmanager
+def from_seed(seed: int) -> Iterator[torch.Generator]:
+    """Yield a generator of `seed`, and seed the CPU's global one with it until the block ends.
+
+    What is drawn after the block is what would have been drawn without it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        yield torch.Generator().manual_seed(seed)
 
 # %% ../nbs/05_training.ipynb #5eed0004
 def try_out(objective: nn.Module, batch: tuple[Tensor, Tensor | None]) -> None:

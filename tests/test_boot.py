@@ -480,3 +480,18 @@ def test_boot_on_moons():
     """The target of the course: sliced W2 of at most 0.05 in one step."""
     row = boot.toy_work({**boot.TOY, "steps": 2000}, 0)
     assert row["sliced_w2"] <= 0.05 and row["paired_error"] < 0.08
+
+
+def test_teachers_leave_the_global_randomness_as_it_was_the_first_time_too(monkeypatch):
+    monkeypatch.setattr(boot, "fit", lambda *args, **options: fit(*args, **options | {"steps": 2}))
+    toy_teacher, digits_teacher = boot.toy_teacher.__wrapped__, boot.digits_teacher.__wrapped__
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    for make in (
+        lambda: toy_teacher("moons", "edm", 0),
+        lambda: toy_teacher("moons", "vp", 0),
+        lambda: digits_teacher(0),
+    ):
+        one, other = make(), make()
+        assert torch.equal(before, torch.get_rng_state())
+        assert all(map(torch.equal, one.parameters(), other.parameters()))

@@ -449,3 +449,18 @@ def test_bad_decays_are_refused(decay):
 def test_students_of_the_exact_teacher_reach_it():
     row = cd.distil_toy({"points": 18, "gain": 4.0, "steps": 2000}, 0)
     assert row["paired"] < 0.025
+
+
+def test_networks_trained_on_the_side_leave_the_global_randomness_as_it_was():
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    for make in (
+        lambda: cd.train_digit_features(0, width=2, steps=2),
+        lambda: cd.learned_teacher("moons", 0, 1.0, 2),
+        lambda: cd.digit_teacher(0, 2),
+    ):
+        first = make()
+        assert torch.equal(before, torch.get_rng_state())
+        second = make()
+        assert torch.equal(before, torch.get_rng_state())
+        assert all(map(torch.equal, first.parameters(), second.parameters()))

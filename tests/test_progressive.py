@@ -487,3 +487,11 @@ def test_both_methods_start_from_the_teacher_and_pay_twice_a_step(quick):
     one_step = {"method": "pd", "teacher": "learned", "form": "vp", "steps": 12, "samples": 300}
     assert progressive.one_step_work(one_step, 0)["evaluations"] == 24
     assert progressive.versus_work(setting, 0) == numbers
+
+
+def test_a_teacher_leaves_the_global_randomness_as_it_was_the_first_time_too():
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    for form in ("edm", "vp", "edm"):
+        progressive.learn_teacher("moons", form, 0, 3)
+        assert torch.equal(before, torch.get_rng_state())

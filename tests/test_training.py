@@ -21,6 +21,7 @@ from consistency_edu.training import (
     compile_networks,
     constant_rate,
     cosine_rate,
+    from_seed,
     make_optimizer,
     move_towards,
     read_later,
@@ -309,3 +310,14 @@ def test_on_cuda_rounded_and_compiled_it_learns_nearly_the_same(compiles):
         run = train(objective, images(device="cuda"), steps=5, generator=generator)
         runs.append([state.loss for state in run])
     assert runs[0] == pytest.approx(runs[1], rel=0.05)
+
+
+def test_what_is_seeded_leaves_the_global_randomness_as_it_was():
+    before = torch.get_rng_state()
+    with from_seed(5) as generator:
+        inside = torch.rand(3), torch.rand(3, generator=generator)
+    assert torch.equal(before, torch.get_rng_state()) and torch.equal(*inside)
+    assert torch.equal(inside[0], torch.rand(3, generator=torch.Generator().manual_seed(5)))
+    with pytest.raises(ZeroDivisionError), from_seed(5):
+        torch.rand(1 // 0)
+    assert torch.equal(before, torch.get_rng_state())
