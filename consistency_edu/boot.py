@@ -50,6 +50,7 @@ from .ddpm import EpsDenoiser, EpsLoss, VPSchedule, cosine_schedule, cosine_vp
 from consistency_edu.distillation import (
     ConsistencyDistillation,
     TargetNetwork,
+    as_digits,
     check_ends,
     check_grid,
     draw_interval,
@@ -666,7 +667,7 @@ class DigitsJudge:
 
     def project(self, x: Tensor) -> Tensor:
         """Return the coordinates `[B, 20]` of digits `x` `[B, 64]`."""
-        return (x - self.mean) @ self.basis
+        return (as_digits(x).flatten(1) - self.mean) @ self.basis
 
     def frechet(self, x: Tensor) -> float:
         """Return the Fréchet distance of `x` to the held-out digits, the mean of four draws."""
@@ -675,6 +676,8 @@ class DigitsJudge:
 
     def measure(self, x: Tensor, labels: Tensor | None = None) -> dict:
         """Return distance, precision, recall, and what a classifier says of `x` `[1796, 64]`."""
+        if len(x) != len(self.noise):
+            raise InputError(f"{len(x)} digits: give one for each of the {len(self.noise)} noises.")
         near = precision_recall(self.project(self.test), self.project(x[: len(self.test)]))
         odds = torch.from_numpy(self.classifier.predict_proba(x.numpy()))
         own = None if labels is None else float((odds.argmax(1) == labels).float().mean())

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from .consistency import ConsistencyModel, skip_coefficients
 from .data import InputError
+from .files import reason_of
 from .networks import GroupNorm, SelfAttention, UNet, double
 from .pf_ode import EDMDenoiser, karras_sigmas
 from .sampling import Clamped
@@ -525,7 +526,7 @@ def load_parts(diffusers, source: str | Path) -> tuple[nn.Module, object | None]
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
-        reason = " ".join(str(error).split()[:40])
+        reason = reason_of(error)
         raise InputError(f"'{source}' is no pipeline that can come in: {reason}") from None
     check_report(source, report)
     return unet, scheduler

@@ -7,11 +7,11 @@ __all__ = ['OWN', 'FIELDS', 'FILES', 'EDITS', 'COMMANDS', 'REMEDIES', 'toy_comma
            'split_changes', 'train_command', 'helpful', 'teacher_of', 'out_of', 'SampleConfig', 'check_sample',
            'levels_of', 'noise_for', 'class_number', 'labels_for', 'walk', 'as_png', 'png_of', 'sample_command',
            'RecipesConfig', 'DoctorConfig', 'recipes_command', 'doctor_command', 'examine', 'installed', 'gpus',
-           'SweepConfig', 'all_sweeps', 'sweep_command', 'EvaluateConfig', 'check_evaluation', 'file_of',
-           'sample_batches', 'floor_row', 'evaluate_command', 'EditConfig', 'edit_command', 'check_edit', 'read_image',
-           'read_mask', 'save_picture', 'keep_and_fill', 'dice_of', 'inpaint', 'colorize', 'superres', 'stroke',
-           'clean', 'walk_between', 'check_words', 'check_numbers', 'parse', 'stopped', 'meant', 'say', 'attempt',
-           'main', 'silence']
+           'SweepConfig', 'all_sweeps', 'sweep_command', 'EvaluateConfig', 'is_of_images', 'check_evaluation',
+           'file_of', 'images_to_compare', 'sample_batches', 'held_out', 'warn_if_few', 'evaluate_command', 'rows_for',
+           'EditConfig', 'edit_command', 'check_edit', 'read_image', 'read_mask', 'save_picture', 'keep_and_fill',
+           'dice_of', 'inpaint', 'colorize', 'superres', 'stroke', 'clean', 'walk_between', 'check_words',
+           'check_numbers', 'parse', 'stopped', 'meant', 'say', 'attempt', 'main', 'silence']
 
 # %% ../nbs/19_cli.ipynb #cf59297f
 import contextlib
@@ -428,9 +428,11 @@ def sweep_command(config: SweepConfig) -> None:
 # %% ../nbs/19_cli.ipynb #ev19000b
 from collections.abc import Iterator
 
-from .data import choose_device, load_images
+from .data import IMAGE_SETS, ImageSet, choose_device, load_images
 from consistency_edu.evaluation import (
+    FewImages,
     Reference,
+    bias_of,
     evaluate_images,
     load_features,
     random_images,
@@ -443,34 +445,61 @@ from .image_runs import write_json
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """FID, precision and recall of a run's samples, with the floor and all that they rest on."""
+    """FID, precision and recall of a run's samples, or of images, and all that they rest on."""
 
     run: tyro.conf.Positional[Path]
-    """the folder of a finished run, or the name of a student that comes with the course"""
+    """the folder of a finished run, or the name of a student that comes with the course; or, with
+    --reference, images: a folder, a tar, an .npz file, digits or cifar10"""
     steps: tuple[int, ...] = (1,)
     """numbers of steps to sample with: 1, 2 or both; a teacher takes its own"""
     reference: str = ""
     """the images to compare with, a name or a path; those of the run's training if not given"""
     features: str = "inception"
     """inception, efficientnet-lite0, digits, pixels, or a file: TorchScript, Inception's weights"""
+    trust: bool = False
+    """run the code in a TorchScript file: only if you trust its maker"""
     count: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 50_000
-    """the number of samples"""
+    """the number of samples; of images at most so many, drawn at random"""
     batch: int = 250
     """samples and images at a time"""
     device: str = ""
-    """cpu, cuda or cuda:1; the one of the recipe if not given"""
+    """cpu, cuda or cuda:1; if not given the one of the recipe, for images the cpu"""
     seed: int = 0
-    """draws the noise, which all numbers of steps share"""
+    """draws the noise, which all numbers of steps share, or the images"""
     clamp_samples: bool = False
     """keep the model's answers between -1 and 1 after every jump, as OpenAI's code and diffusers"""
     out: Path | None = None
-    """the file of the numbers; if not given RUN/evaluation.json, for a name NAME-evaluation.json"""
+    """the file of the numbers; if not given RUN/evaluation.json, and for a name or for images
+    NAME-evaluation.json here"""
 
 # %% ../nbs/19_cli.ipynb #ev19000bpart1
+def is_of_images(config: EvaluateConfig) -> bool:
+    """Return whether `config` names images, not a run, as what is to be judged.
+
+    Raises InputError if it does, and names none to compare them with.
+    """
+    marks = ("run.json", "checkpoints", "metrics.jsonl")  # a run that is not finished is one, too
+    is_run = any((config.run / mark).exists() for mark in marks)
+    is_run = is_run or str(config.run) in pretrained_names()
+    is_set = config.run.exists() or str(config.run) in IMAGE_SETS
+    if is_set and not is_run and not config.reference:
+        raise InputError(
+            f"there is no finished run in '{config.run}': if it holds images, name those to hold "
+            "them against by --reference."
+        )
+    return is_set and not is_run
+
+
 def check_evaluation(config: EvaluateConfig) -> list[Run]:
-    """Return the run for each of the steps; InputError if something is missing."""
+    """Return the run for each of the steps, none for images; InputError if something is missing."""
     if config.count < 2 or config.batch < 1 or not config.steps:
         raise InputError("evaluate needs -n of at least 2, a --batch of at least 1, and --steps.")
+    if is_of_images(config):
+        if config.steps != (1,) or config.clamp_samples:
+            option = "--steps" if config.steps != (1,) else "--clamp-samples"
+            raise InputError(f"'{config.run}' holds images, not a run: leave {option} off.")
+        check_writable(file_of(config).parent, file_of(config).name)
+        return []
     for steps in config.steps:
         choose("number of steps", str(steps), ("1", "2"))
     recipe = load_run(config.run).recipe
@@ -483,10 +512,30 @@ def check_evaluation(config: EvaluateConfig) -> list[Run]:
 
 
 def file_of(config: EvaluateConfig) -> Path:
-    """Return the file that the numbers go to."""
-    is_folder = (config.run / "run.json").is_file()
-    beside = config.run / "evaluation.json" if is_folder else Path(f"{config.run}-evaluation.json")
-    return config.out or beside
+    """Return the file that the numbers go to; InputError if that would be among the images."""
+    if config.out or (config.run / "run.json").is_file():
+        return config.out or config.run / "evaluation.json"
+    images = [Path(p).resolve() for p in (config.run, config.reference) if Path(p).is_dir() and p]
+    if any(Path.cwd().is_relative_to(folder) for folder in images):
+        raise InputError("the numbers would lie among the images: name their file with --out.")
+    return Path(f"{config.run.resolve().name}-evaluation.json")
+
+# %% ../nbs/19_cli.ipynb #ev19000bpart2
+def images_to_compare(config: EvaluateConfig, runs: list[Run]) -> tuple[ImageSet, ImageSet | None]:
+    """Return the reference, and the images to judge if there are no `runs`; they have one shape."""
+    size = (runs[0].recipe.size or None) if runs else None
+    reference = load_images(config.reference or runs[0].recipe.data, size=size)
+    judged = None if runs else load_images(str(config.run))
+    shape = list(runs[0].shape if runs else judged.images.shape[1:])
+    found = list(reference.images.shape[1:])
+    if shape != found:
+        raise InputError(
+            f"'{config.run}' is of images {shape}, the reference holds {found} (channels, height, "
+            "width): choose another --reference, or bring both to one size and to grey or colour."
+        )
+    if min(len(reference), len(judged or reference)) < 2:
+        raise InputError("one image has no covariance: give at least two on each side.")
+    return (reference if runs else dataclasses.replace(reference, name=config.reference)), judged
 
 # %% ../nbs/19_cli.ipynb #ev19000c
 def sample_batches(run: Run, config: EvaluateConfig, steps: int) -> Iterator[torch.Tensor]:
@@ -499,46 +548,64 @@ def sample_batches(run: Run, config: EvaluateConfig, steps: int) -> Iterator[tor
         yield run.sample(noise, steps=steps, labels=labels, generator=dice)
 
 
-def floor_row(reference: Reference, source: str, size: int | None, network, config) -> dict | None:
-    """Return the numbers of held-out images of `source`, or None if it holds none apart."""
+def held_out(source: str, size: int | None, count: int) -> torch.Tensor | None:
+    """Return up to `count` held-out images of `source`, or None if it holds none apart."""
     try:
         held = load_images(source, "test", size=size)
     except InputError:
         return None
-    images = random_images(held, min(config.count, len(held)))
-    return evaluate_images(images, reference, network, batch=config.batch)
+    return random_images(held, min(count, len(held))) if len(held) > 1 else None
+
+
+def warn_if_few(reference: Reference, *counts: int) -> None:
+    """Warn, once for all sets of `counts` images, if they or the reference are too few."""
+    bias = bias_of(min(counts), reference.count, len(reference.gathered.moments.mean))
+    if bias:
+        warnings.warn(f"{bias}.", FewImages, stacklevel=2)
 
 # %% ../nbs/19_cli.ipynb #ev19000cpart1
 def evaluate_command(config: EvaluateConfig) -> None:
-    """Measure the run of `config` and write the numbers."""
+    """Measure the run or the images of `config` and write the numbers."""
     runs = check_evaluation(config)
-    recipe, shape = runs[0].recipe, runs[0].shape
-    source, size = config.reference or recipe.data, recipe.size or None
-    images = load_images(source, size=size)
-    if tuple(images.images.shape[2:]) != shape[1:]:
-        raise InputError(
-            f"the run makes images {list(shape)}, the reference holds "
-            f"{list(images.images.shape[1:])}: choose another --reference."
-        )
-    device = choose_device(config.device or recipe.device)
-    network = load_features(config.features, device)
-    cache = DOWNLOADS / "references"
-    reference = reference_of(images, network, batch=config.batch, cache=cache)
-    numbers = {"run": str(config.run), "recipe": recipe.name, "seed": config.seed}
-    numbers |= {"clamp_samples": recipe.clamp_samples, "rows": []}
-    floor = floor_row(reference, source, size, network, config)
-    if floor is None:
-        print(f"Floor: '{source}' has no test split, so nothing shows how low a number can get.")
-    else:
-        print(f"Floor, held-out images. {tell_numbers(floor)}")
-        numbers["floor"] = floor
-    for steps, run in zip(config.steps, runs):
-        samples, nfe = sample_batches(run, config, steps), evaluations(recipe, steps)
-        row = evaluate_images(samples, reference, network, batch=config.batch)
-        print(f"{recipe.name}, {nfe} NFE. {tell_numbers(row)}")
-        numbers["rows"].append({"steps": steps, "nfe": nfe, **row})
-        write_json(file_of(config), numbers)
+    recipe = runs[0].recipe if runs else None
+    device = choose_device(config.device or (recipe.device if runs else "cpu"))
+    network = load_features(config.features, device, trust=config.trust)
+    images, judged = images_to_compare(config, runs)
+    options = {"batch": config.batch, "cache": DOWNLOADS / "references"}
+    reference = reference_of(images, network, **options)
+    source = config.reference or recipe.data
+    held = held_out(source, (recipe.size or None) if runs else None, config.count)
+    count = config.count if runs else min(config.count, len(judged))
+    warn_if_few(reference, count, *([] if held is None else [len(held)]))
+    measure = functools.partial(
+        evaluate_images, reference=reference, network=network, batch=config.batch
+    )
+    numbers = {"run" if runs else "images": str(config.run), "reference": source}
+    numbers |= {"recipe": recipe.name, "clamp_samples": recipe.clamp_samples} if runs else {}
+    numbers |= {"seed": config.seed, "rows": []}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewImages)  # told already, once for all
+        if held is None:
+            print(f"Floor: '{source}' has no test split, so nothing shows how low numbers can get.")
+        else:
+            numbers["floor"] = measure(held, name="held-out images")
+            print(f"Floor, held-out images. {tell_numbers(numbers['floor'])}")
+        for title, row in rows_for(config, runs, judged, measure):
+            print(f"{title}. {tell_numbers(row)}")
+            numbers["rows"].append(row)
+            write_json(file_of(config), numbers)
     tell({"numbers": file_of(config)})
+
+
+def rows_for(config: EvaluateConfig, runs: list[Run], judged: ImageSet | None, measure: Callable):
+    """Yield a title and the numbers of each of the `runs`, or of the images `judged`."""
+    for steps, run in zip(config.steps, runs):
+        nfe = evaluations(run.recipe, steps)
+        row = measure(sample_batches(run, config, steps))
+        yield f"{run.recipe.name}, {nfe} NFE", {"steps": steps, "nfe": nfe, **row}
+    if judged is not None:
+        few = random_images(judged, min(config.count, len(judged)), config.seed)
+        yield f"Images of '{config.run}'", measure(few, name=f"images of {config.run}")
 
 # %% ../nbs/19_cli.ipynb #ed190002
 from .data import _decode, to_floats, to_pixels

@@ -39,7 +39,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .files import InputError, whole_files
+from .files import InputError, reason_of, whole_files
 
 # %% ../nbs/01_data.ipynb #mix00000
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
@@ -811,7 +811,8 @@ def _load_arrays(path: Path, split: str) -> ImageSet:
     except InputError:
         raise
     except Exception as error:  # a broken array breaks its reader in many ways
-        raise InputError(f"cannot read '{path}' ({error}): write or fetch it anew.") from None
+        reason = reason_of(error)
+        raise InputError(f"cannot read '{path}' ({reason}): write or fetch it anew.") from None
 
 # %% ../nbs/01_data.ipynb #img00024
 def _save_labels(image_set: ImageSet, folder: Path, split: str) -> None:

@@ -8,9 +8,9 @@ __all__ = ['TOY_SIGMAS', 'SOLVERS', 'DISTANCES', 'WEIGHTS', 'FLOWS', 'SETS', 'DI
            'root_gap', 'TargetNetwork', 'Pair', 'ConsistencyDistillation', 'check_grid', 'check_ends', 'ToyJudge',
            'bounded', 'toy_judge', 'SwappedDistillation', 'UnstoppedDistillation', 'ToySetting', 'Magnified', 'started',
            'learned_teacher', 'toy_teacher', 'distilling', 'denoiser_error', 'compare_one_step', 'distil_toy',
-           'FeatureDistance', 'unit', 'positions', 'DigitFeatures', 'train_digit_features', 'DigitJudge', 'digit_judge',
-           'digit_teacher', 'distil_digits', 'SolverConsistency', 'race', 'time_to_quality', 'knobs', 'set_settings',
-           'digit_knobs']
+           'FeatureDistance', 'unit', 'positions', 'as_digits', 'DigitFeatures', 'train_digit_features', 'DigitJudge',
+           'digit_judge', 'digit_teacher', 'distil_digits', 'SolverConsistency', 'race', 'time_to_quality', 'knobs',
+           'set_settings', 'digit_knobs']
 
 # %% ../nbs/11_distillation.ipynb #5e70ce10
 import copy
@@ -450,6 +450,16 @@ def positions(maps: Tensor) -> int:
     return maps[0, 0].numel()
 
 # %% ../nbs/11_distillation.ipynb #e592b893
+def as_digits(x: Tensor) -> Tensor:
+    """Return digits `x` `[B, 64]` or `[B, 1, 8, 8]` as `[B, 1, 8, 8]`; InputError for others."""
+    if tuple(x.shape[1:]) not in ((64,), (1, 8, 8)):
+        raise InputError(
+            f"a judge of digits takes grey images of 8 x 8 pixels, [B, 1, 8, 8] or [B, 64], not "
+            f"{list(x.shape)}: take another judge."
+        )
+    return x.reshape(-1, 1, 8, 8)
+
+
 class DigitFeatures(nn.Module):
     """A small classifier of 8 x 8 digits; called, it returns the maps of its three layers.
 
@@ -467,7 +477,7 @@ class DigitFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the feature maps of `x`, from fine to coarse."""
-        maps = [x.reshape(-1, 1, 8, 8)]
+        maps = [as_digits(x)]
         for layer in self.layers:
             maps.append(F.silu(layer(maps[-1])))
         return maps[1:]

@@ -277,9 +277,17 @@ class ConditionalJudge:
         data = draw_points(self.mixture, self.count, **options)[0]
         return torch.cat([*map(draw, values), data])
 
+    def groups(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the groups `[count, 2]` of `x`; InputError unless it is shaped as the truth is."""
+        if x.shape != self.truth.shape:
+            raise InputError(
+                f"give edits of `known` {list(self.known.shape)}, not {list(x.shape)}."
+            )
+        return x.split(self.count)
+
     def distances(self, x: Tensor) -> list[float]:
         """Return the sliced W2 of each group of `x` `[G · count, 2]` to the truth."""
-        pairs = zip(x.split(self.count), self.truth.split(self.count))
+        pairs = zip(self.groups(x), self.groups(self.truth))
         return [sliced_w2(a, b, 64) for a, b in pairs]
 
     def bands(self) -> list[float]:
@@ -290,6 +298,7 @@ class ConditionalJudge:
     def stray(self, x: Tensor) -> list[float]:
         """Return the share of each group of `x` that is less likely than 999 of 1000 data."""
         data = draw_points(self.mixture, 10_000, generator=self.generator)[0]
+        x = torch.cat(self.groups(x))
         low = self.mixture.log_density(x) < self.mixture.log_density(data).quantile(0.001)
         return low.float().reshape(-1, self.count).mean(1).tolist()
 

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['INCEPTION_FILE', 'FEATURES', 'Images', 'Moments', 'frechet_of_moments', 'Score', 'inception_score',
-           'precision_recall_in_blocks', 'as_rgb', 'Pixels', 'EfficientNetLite0', 'Inception', 'Scripted',
-           'features_of_file', 'DigitClassifier', 'load_features', 'fingerprint', 'Gathered', 'gather', 'Reference',
-           'random_images', 'reference_of', 'evaluate_images', 'card_of', 'tell_numbers', 'copied_share']
+           'precision_recall_in_blocks', 'as_rgb', 'FeatureNetwork', 'check_features', 'Pixels', 'EfficientNetLite0',
+           'check_inception', 'Inception', 'Scripted', 'is_torchscript', 'features_of_file', 'DigitClassifier',
+           'load_features', 'fingerprint', 'Gathered', 'gather', 'Reference', 'random_images', 'reference_of',
+           'FewImages', 'bias_of', 'evaluate_images', 'card_of', 'tell_numbers', 'copied_share']
 
 # %% ../nbs/15_evaluation.ipynb #ev000004
 import hashlib
 import urllib.error
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +34,13 @@ from consistency_edu.data import (
 )
 from .distillation import train_digit_features
 from .files import write_file
-from .metrics import PrecisionRecall, gaussian_frechet
+from consistency_edu.metrics import (
+    PrecisionRecall,
+    _check_finite,
+    _check_pair,
+    check_count,
+    gaussian_frechet,
+)
 
 # %% ../nbs/15_evaluation.ipynb #ev000008
 class Moments:
@@ -42,7 +50,13 @@ class Moments:
         self.count, self.mean, self.scatter = 0, torch.zeros(()), torch.zeros(())
 
     def add(self, features: Tensor) -> "Moments":
-        """Take in a batch of `features` `[B, D]`; InputError if some are not finite."""
+        """Take in `features` `[B, D]`, B at least 1; InputError unless they are finite and fit."""
+        is_table = features.ndim == 2 and 0 not in features.shape
+        if not is_table or (self.count and features.shape[1] != len(self.mean)):
+            raise InputError(
+                f"{list(features.shape)} are no features like those before: give [B, D], at least "
+                "one row, all of images of one size."
+            )
         if not features.isfinite().all():
             raise InputError("some features are not finite: look for where the sampler diverged.")
         rows = features.double()
@@ -79,7 +93,8 @@ def inception_score(logits: Tensor, splits: int = 10) -> Score:
 
     It lies between 1 and the number of classes.  Source: Salimans et al. 2016, section 4.
     """
-    if logits.ndim != 2 or not 1 <= splits <= len(logits):
+    check_count(1, splits=splits)
+    if logits.ndim != 2 or splits > len(logits):
         raise InputError(f"{tuple(logits.shape)} logits make no {splits} splits: give more images.")
     log_p, scores = logits.double().log_softmax(1), []
     for part in log_p.tensor_split(splits):
@@ -106,7 +121,10 @@ def precision_recall_in_blocks(
 
     `real` is `[A, D]`, `fake` `[B, D]`; each side needs more than `k` points.
     """
-    if k < 1 or min(len(real), len(fake)) <= k:
+    _check_pair(real, fake)
+    _check_finite(real, fake)
+    check_count(1, k=k, block=block)
+    if min(len(real), len(fake)) <= k:
         raise InputError(f"k is {k}: give at least 1, and more points than that on each side.")
     real, fake = real.double(), fake.double().to(real.device)
     real_reach, fake_reach = _reach(real, k, block), _reach(fake, k, block)
@@ -132,18 +150,62 @@ def as_rgb(images: Tensor) -> Tensor:
         images = to_pixels(images)
     return images.expand(-1, 3, -1, -1)
 
+# %% ../nbs/15_evaluation.ipynb #ev00016b
+class FeatureNetwork(nn.Module):
+    """A network that turns images into features; it says which images it takes.
 
-class Pixels(nn.Module):
-    """No network at all: the features of an image are its own pixels, 0 to 1."""
+    A subclass defines `look`, and names its `title`, the `rule` of its resize, the `size` (H, W) of
+    its images, or None for any, and whether it takes grey images alone.
+    """
 
-    title, rule = "pixels", "no resize"
+    title, rule = "a network", "no resize"
+    size: tuple[int, int] | None = None
+    is_grey = False
+
+    @property
+    def takes(self) -> str:
+        """The size and channels of the images that it takes, in words."""
+        size = "any one size" if self.size is None else "{1} x {0} pixels".format(*self.size)
+        return f"{'grey' if self.is_grey else 'grey or colour'} images of {size}"
+
+    def check(self, pixels: Tensor) -> None:
+        """Raise InputError unless uint8 `pixels` `[B, 3, H, W]` are images that it takes."""
+        is_image = pixels.ndim == 4 and pixels.shape[1] == 3 and pixels.dtype == torch.uint8
+        fits = is_image and (self.size is None or pixels.shape[2:] == self.size)
+        if not fits or (self.is_grey and not (pixels == pixels[:, :1]).all()):
+            kind = "colour" if fits else str(pixels.dtype).removeprefix("torch.")
+            raise InputError(
+                f"{self.title} takes {self.takes}, not {kind} {list(pixels.shape)}: choose another "
+                "network, such as pixels."
+            )
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Return the features `[B, D]` of uint8 `pixels` `[B, 3, H, W]`; InputError for others."""
+        self.check(pixels)
+        return check_features(self.look(pixels), len(pixels), self.title)
+
+
+def check_features(features: Tensor, count: int, title: str) -> Tensor:
+    """Return `features` if they are `[count, D]`, one row for each image; else raise InputError."""
+    shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != count:
+        raise InputError(
+            f"'{title}' made {shape} of {count} images: take a network that returns [{count}, D]."
+        )
+    return features
+
+
+class Pixels(FeatureNetwork):
+    """No network at all: the features of an image are its own pixels, 0 to 1."""
+
+    title = "pixels"
+
+    def look(self, pixels: Tensor) -> Tensor:
         """Return the features `[B, D]` of uint8 `pixels` `[B, 3, H, W]`."""
         return pixels.flatten(1).float() / 255
 
 # %% ../nbs/15_evaluation.ipynb #ev000018
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite0(FeatureNetwork):
     """EfficientNet-Lite0 as trained on ImageNet; its weights come inside a package of PyPI.
 
     Differs: resized bicubically, without clipping, and scaled as for TensorFlow's Lite models.
@@ -165,7 +227,7 @@ class EfficientNetLite0(nn.Module):
         self.network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def look(self, pixels: Tensor) -> Tensor:
         """Return the pooled features `[B, 1280]` of uint8 `pixels` `[B, 3, H, W]`."""
         large = F.interpolate(pixels.float(), size=(224, 224), mode="bicubic", align_corners=False)
         scaled = ((large - 127) / 128).contiguous(memory_format=torch.channels_last)
@@ -180,7 +242,22 @@ def _is_named_by_hash(file: Path, start: str) -> bool:
     return hashlib.sha256(file.read_bytes()).hexdigest().startswith(start)
 
 
-class Inception(nn.Module):
+def check_inception(file: str | Path) -> None:
+    """Raise InputError unless `file` holds weights of Inception's, and nothing but data."""
+    if not Path(file).is_file():
+        raise InputError(f"there is no file '{file}': fetch {INCEPTION_FILE} and name it.")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # PyTorch's own words would send the reader to unsafe ways
+        state = None
+    if not isinstance(state, dict) or "Mixed_7c.branch_pool.conv.weight" not in state:
+        raise InputError(
+            f"'{file}' holds neither TorchScript nor Inception's weights: give a network saved by "
+            f"torch.jit.save, or {INCEPTION_FILE}."
+        )
+
+
+class Inception(FeatureNetwork):
     """The Inception network of FID, by torch-fidelity, with weights downloaded or from a `file`.
 
     Only with the published weights is its Fréchet distance called FID.
@@ -190,8 +267,8 @@ class Inception(nn.Module):
 
     def __init__(self, file: str | Path | None = None):
         super().__init__()
-        if file is not None and not Path(file).is_file():
-            raise InputError(f"there is no file '{file}': fetch {INCEPTION_FILE} and name it.")
+        if file is not None:
+            check_inception(file)
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         self.is_published = file is None or _is_named_by_hash(Path(file), "6726825d")
@@ -199,13 +276,15 @@ class Inception(nn.Module):
         options = {"feature_extractor_weights_path": None if file is None else str(file)}
         try:
             self.network = FeatureExtractorInceptionV3("inception", ["2048"], **options)
-        except (urllib.error.URLError, OSError, ConnectionError) as error:
+        except (urllib.error.URLError, OSError, RuntimeError) as error:
+            damaged = isinstance(error, RuntimeError)
+            reason = "they do not fit" if damaged else error
             raise InputError(
-                f"Inception's weights cannot be had ({error}): name a copy of {INCEPTION_FILE} "
+                f"Inception's weights cannot be had ({reason}): name a copy of {INCEPTION_FILE} "
                 "with --features, or another network."
             ) from None
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def look(self, pixels: Tensor) -> Tensor:
         """Return the pooled features `[B, 2048]` of uint8 `pixels` `[B, 3, H, W]`."""
         return self.network(pixels)[0]
 
@@ -214,48 +293,67 @@ class Inception(nn.Module):
         return features @ self.network.fc.weight.T
 
 # %% ../nbs/15_evaluation.ipynb #ev000022
-class Scripted(nn.Module):
-    """The network in the TorchScript `file`: it takes uint8 `[B, 3, H, W]`, returns `[B, D]`."""
+class Scripted(FeatureNetwork):
+    """The network in the TorchScript `file`: it takes uint8 `[B, 3, H, W]`, returns `[B, D]`.
+
+    TorchScript is code, which runs here: only with `trust`, else InputError.
+    """
 
     rule = "the network's own resize"
 
-    def __init__(self, file: str | Path):
+    def __init__(self, file: str | Path, *, trust: bool = False):
         super().__init__()
-        self.network, self.title = torch.jit.load(str(file), map_location="cpu"), Path(file).name
+        if not trust:
+            raise InputError(
+                f"'{file}' is TorchScript, code that would run on this machine: if you trust its "
+                "maker, say so with --trust (trust=True in Python)."
+            )
+        self.title = Path(file).name
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch would rather have torch.export
+                self.network = torch.jit.load(str(file), map_location="cpu")
+        except (RuntimeError, ValueError):
+            raise InputError(f"'{file}' is no whole TorchScript: save it anew.") from None
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def look(self, pixels: Tensor) -> Tensor:
         """Return the features `[B, D]` of uint8 `pixels` `[B, 3, H, W]`."""
-        features = self.network(pixels)
-        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(pixels):
-            raise InputError(f"'{self.title}' returns no [B, D] features: script one that does.")
-        return features
+        try:
+            return self.network(pixels)
+        except (RuntimeError, torch.jit.Error) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise InputError(
+                f"'{self.title}' takes no images {list(pixels.shape)} ({reason}): give it others, "
+                "or script one that resizes."
+            ) from None
 
 
-def features_of_file(file: str | Path) -> nn.Module:
-    """Return the network in `file`: TorchScript, or a state dict of Inception's."""
-    try:
-        return Scripted(file)
-    except RuntimeError:
-        pass
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception:
-        state = {}
-    if "Mixed_7c.branch_pool.conv.weight" not in state:
-        raise InputError(f"'{file}' is neither TorchScript nor Inception's weights: convert it.")
-    return Inception(file)
+def is_torchscript(file: str | Path) -> bool:
+    """Return whether `file` is an archive of TorchScript; nothing in it is run."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(Path(name).name == "constants.pkl" for name in archive.namelist())
+
+
+def features_of_file(file: str | Path, *, trust: bool = False) -> FeatureNetwork:
+    """Return the network in `file`: a state dict of Inception's, or TorchScript if you `trust` it.
+
+    Raises InputError for other files, and for TorchScript without `trust`.
+    """
+    return Scripted(file, trust=trust) if is_torchscript(file) else Inception(file)
 
 # %% ../nbs/15_evaluation.ipynb #ev000024
-class DigitClassifier(nn.Module):
+class DigitClassifier(FeatureNetwork):
     """The small classifier of 8 x 8 digits of chapter 11, trained here and now with `seed`."""
 
-    title, rule = "a classifier of digits", "no resize"
+    title, size, is_grey = "a classifier of digits", (8, 8), True
 
     def __init__(self, seed: int = 0):
         super().__init__()
         self.network = train_digit_features(seed)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def look(self, pixels: Tensor) -> Tensor:
         """Return the features `[B, D]` of uint8 `pixels` `[B, 3, 8, 8]`."""
         return self.network.embed(pixels[:, :1].float() / 127.5 - 1)
 
@@ -264,7 +362,7 @@ class DigitClassifier(nn.Module):
         return self.network.last(features)
 
 
-FEATURES: dict[str, Callable[[], nn.Module]] = {
+FEATURES: dict[str, Callable[[], FeatureNetwork]] = {
     "inception": Inception,
     "efficientnet-lite0": EfficientNetLite0,
     "digits": DigitClassifier,
@@ -272,18 +370,20 @@ FEATURES: dict[str, Callable[[], nn.Module]] = {
 }
 
 # %% ../nbs/15_evaluation.ipynb #ev000024b
-def load_features(name: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+def load_features(
+    name: str | Path, device: str | torch.device = "cpu", *, trust: bool = False
+) -> FeatureNetwork:
     """Return the feature network `name`, one of FEATURES or a file, on `device`, frozen.
 
+    The code in a TorchScript file runs only with `trust`.  The global randomness stays as it was.
     Raises InputError, with the remedy, if there is none.
     """
     device = choose_device(device)
-    if str(name) in FEATURES:
-        network = FEATURES[str(name)]()
-    elif Path(name).is_file():
-        network = features_of_file(name)
-    else:
+    if str(name) not in FEATURES and not Path(name).is_file():
         choose("feature network", str(name), (*FEATURES, "the path of a TorchScript file"))
+    with torch.random.fork_rng(devices=[]):  # new networks draw weights before they load theirs
+        is_known = str(name) in FEATURES
+        network = FEATURES[str(name)]() if is_known else features_of_file(name, trust=trust)
     return network.to(device).eval().requires_grad_(False)
 
 
@@ -327,10 +427,13 @@ def gather(network: nn.Module, images: Images, *, batch: int = 250, keep: int = 
     Moments are summed as they come; only the features of the first `keep` images are kept, and
     the logits if the network has any.
     """
+    check_count(1, batch=batch)
+    check_count(0, keep=keep)
     device = _device_of(network)
     moments, kept, logits = Moments(), [torch.empty(0)], []
     for part in _batches(images, batch):
-        features = network(as_rgb(part if device is None else part.to(device)))
+        pixels = as_rgb(part if device is None else part.to(device))
+        features = check_features(network(pixels), len(pixels), network.title)
         room = max(0, keep - moments.count)
         moments.add(features)
         if room:
@@ -363,7 +466,8 @@ def random_images(image_set: ImageSet, count: int, seed: int = 0) -> Tensor:
 
     Files lie in the order of their classes: the first ones are no fair sample.
     """
-    if not 1 <= count <= len(image_set):
+    check_count(1, count=count)
+    if count > len(image_set):
         raise InputError(f"'{image_set.name}' has {len(image_set)} images: ask for no more.")
     dice = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(image_set), generator=dice)[:count]
@@ -392,6 +496,8 @@ def reference_of(
     the result waits for the next time (a warning says if it cannot be written); another network or
     other images make another file.
     """
+    check_count(1, batch=batch)
+    check_count(0, keep=keep)
     words = (image_set.name, split, f"{network.title} {fingerprint(network)}")
     file = None if cache is None else Path(cache) / _name_of(image_set, network, split, keep)
     if file is not None and file.is_file():
@@ -422,6 +528,23 @@ def _read(file: Path) -> Gathered:
         moments.mean, moments.scatter = (content.get_tensor(name) for name in ("mean", "scatter"))
         return Gathered(moments, content.get_tensor("features"))
 
+# %% ../nbs/15_evaluation.ipynb #ev00031b
+class FewImages(UserWarning):
+    """There are fewer images than features, so a Fréchet distance is biased."""
+
+
+def bias_of(samples: int, images: int, width: int) -> str:
+    """Return what `samples` against `images` do to a distance of `width` features; "" if nothing.
+
+    With fewer images than features a covariance has no full rank, on whichever side it is.
+    """
+    if min(samples, images) >= width:
+        return ""
+    return (
+        f"{min(samples, images):,} images are fewer than the {width:,} features: the Fréchet "
+        "distance is biased upwards, so compare it only with that of equal counts"
+    )
+
 # %% ../nbs/15_evaluation.ipynb #ev000032
 def evaluate_images(
     images: Images,
@@ -431,15 +554,27 @@ def evaluate_images(
     batch: int = 250,
     neighbours: int = 3,
     keep: int = 10_000,
+    name: str = "samples",
 ) -> dict:
     """Return the numbers of `images` (a tensor or batches) against `reference`, and their card.
 
     `network` must be the reference's.  Precision and recall compare equal numbers of features, at
-    most `keep`; there is an inception score if the network has classes.
+    most `keep`; there is an inception score if the network has classes.  `name` is what the card
+    calls the images.  Warns if there are fewer images than features.
     """
     if reference.network != f"{network.title} {fingerprint(network)}":
         raise InputError(f"the reference was seen by {reference.network}: take the same network.")
+    check_count(1, neighbours=neighbours)
     seen = gather(network, images, batch=batch, keep=keep)
+    width, known = len(seen.moments.mean), len(reference.gathered.moments.mean)
+    if width != known:
+        raise InputError(
+            f"{width} features were seen in the samples, {known} in the reference: give images of "
+            "its size."
+        )
+    bias = bias_of(seen.moments.count, reference.count, width)
+    if bias:
+        warnings.warn(f"{bias}.", FewImages, stacklevel=2)
     number = min(len(seen.features), len(reference.gathered.features))
     device = _device_of(network) or reference.gathered.moments.mean.device
     row = {"frechet": frechet_of_moments(seen.moments, _on(reference.gathered.moments, device))}
@@ -450,7 +585,8 @@ def evaluate_images(
     if seen.logits is not None:
         score = inception_score(seen.logits, min(10, len(seen.logits)))
         row |= {"inception_score": score.mean, "inception_score_std": score.std}
-    return row | {"card": card_of(network, reference, seen.moments.count, number, neighbours)}
+    card = card_of(network, reference, seen.moments.count, number, neighbours)
+    return row | {"card": card | {"judged": name}}
 
 
 def _on(moments: Moments, device: torch.device | str) -> Moments:
@@ -465,7 +601,8 @@ def card_of(
 ) -> dict:
     """Return what must stand beside a number: network, resize, rounding, counts and reference."""
     is_fid = getattr(network, "is_published", False)
-    return {
+    bias = bias_of(count, reference.count, len(reference.gathered.moments.mean))
+    return ({"bias": bias} if bias else {}) | {
         "metric": "FID" if is_fid else f"Fréchet distance, {network.title}",
         "features": reference.network,
         "resize": network.rule,
@@ -482,10 +619,12 @@ def tell_numbers(row: dict) -> str:
     card = row["card"]
     lines = [
         f"{card['metric']}: {row['frechet']:.4g}",
-        f"  {card['samples']:,} samples against {card['reference_images']:,} images of "
-        f"{card['reference']}",
+        f"  {card['samples']:,} {card.get('judged', 'samples')} against "
+        f"{card['reference_images']:,} images of {card['reference']}",
         f"  resize {card['resize']}; {card['rounding']}; network {card['features']}",
     ]
+    if "bias" in card:
+        lines.append(f"  biased: {card['bias']}")
     if "precision" in row:
         near = f"precision {row['precision']:.3f}, recall {row['recall']:.3f}"
         lines.append(f"{near} ({card['precision_recall']})")

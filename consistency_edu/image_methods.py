@@ -42,6 +42,7 @@ from consistency_edu.distillation import (
     unit,
 )
 from .evaluation import EfficientNetLite0
+from .files import reason_of
 from .networks import MLP, UNETS, UNet, named_unet
 from consistency_edu.pf_ode import (
     EDMDenoiser,
@@ -444,7 +445,8 @@ def load_backbone(network: nn.Module, file: Path) -> None:
         safe = file.suffix == ".safetensors"
         state = load_file(file) if safe else torch.load(file, "cpu", weights_only=True)
     except Exception as error:
-        raise InputError(f"cannot read '{file}' ({error}): give .safetensors or .pth.") from None
+        reason = reason_of(error)
+        raise InputError(f"cannot read '{file}' ({reason}): give .safetensors or .pth.") from None
     named = {f"features.{name.partition('.')[2]}": name for name in network.state_dict()}
     lacks = [name for name in named if name not in state]
     if lacks:

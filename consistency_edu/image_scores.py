@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from . import viz
 from .data import InputError, choose, draw_normal, load_images, to_floats
+from .distillation import as_digits
 from .image_methods import METHODS, Recipe, evaluations
 from .image_recipes import DIGITS_RECIPES
 from consistency_edu.image_runs import (
@@ -30,7 +31,7 @@ from consistency_edu.image_runs import (
     train_recipe,
     write_json,
 )
-from .metrics import frechet_distance, precision_recall
+from .metrics import _check_finite, frechet_distance, precision_recall
 
 # %% ../nbs/18_image_scores.ipynb #sc000006
 class DigitsJudge:
@@ -58,18 +59,21 @@ class DigitsJudge:
 
     def project(self, x: Tensor) -> Tensor:
         """Return the PCA coordinates `[B, 20]` of images `x` `[B, 1, 8, 8]`."""
-        return (x.flatten(1) - self.mean) @ self.basis
+        return (as_digits(x).flatten(1) - self.mean) @ self.basis
 
     def nearest(self, x: Tensor) -> Tensor:
         """Return the distance `[B]` of each of `x` `[B, 1, 8, 8]` to the nearest training digit."""
-        return torch.cdist(x.flatten(1), self.train.flatten(1)).min(1).values
+        return torch.cdist(as_digits(x).flatten(1), self.train.flatten(1)).min(1).values
 
     def odds(self, x: Tensor) -> Tensor:
         """Return the classifier's probabilities `[B, 10]` for images `x`."""
-        return torch.from_numpy(self.classifier.predict_proba(x.flatten(1).numpy()))
+        _check_finite(x)
+        return torch.from_numpy(self.classifier.predict_proba(as_digits(x).flatten(1).numpy()))
 
     def measure(self, x: Tensor) -> dict:
         """Return the numbers of the images `x` `[draws · 449, 1, 8, 8]`."""
+        if len(x) == 0 or len(x) % self.count:
+            raise InputError(f"{len(x)} images: give {self.count}, or a multiple of that.")
         clouds = self.project(x).split(self.count)
         distances = [frechet_distance(cloud, self.real) for cloud in clouds]
         near = [precision_recall(self.real, cloud) for cloud in clouds]

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .data import InputError, of_shape
+from .files import reason_of
 from .networks import Stage, UNet
 
 # %% ../nbs/05_training.ipynb #0d0d694b
@@ -487,9 +488,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     try:
         return unpack(folder)
     except Exception as error:  # whatever a file of a stranger makes its reader say
-        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise DamagedCheckpoint(
-            f"the checkpoint in {folder} is damaged ({reason}): take an earlier one."
+            f"the checkpoint in {folder} is damaged ({reason_of(error)}): take an earlier one."
         ) from None
 
 # %% ../nbs/05_training.ipynb #287111eb

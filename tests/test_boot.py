@@ -495,3 +495,13 @@ def test_teachers_leave_the_global_randomness_as_it_was_the_first_time_too(monke
         one, other = make(), make()
         assert torch.equal(before, torch.get_rng_state())
         assert all(map(torch.equal, one.parameters(), other.parameters()))
+
+
+def test_judges_refuse_what_they_cannot_judge():
+    digits, points = boot.DigitsJudge(), boot.ToyJudge("moons", karras_sigmas(5, 0.002, 5.0), 50)
+    for bad, word in ((torch.zeros(1796, 3072), "8 x 8"), (torch.zeros(60, 64), "1796")):
+        with pytest.raises(InputError, match=word):
+            digits.measure(bad)
+    for bad in (torch.zeros(50, 3), torch.zeros(50, 1), torch.zeros(40, 2)):
+        with pytest.raises(InputError):
+            points.measure(bad)

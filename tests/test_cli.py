@@ -495,3 +495,110 @@ def test_other_classes_than_the_teachers_or_the_beginnings_are_refused(pets, tmp
         train_recipe(recipe, tmp_path / "left", resume=True)
     (tmp_path / "set" / "ant").rename(tmp_path / "set" / "eel")
     train_recipe(recipe, tmp_path / "left", resume=True)
+
+
+def pictures(folder, count, size=8, mode="L", seed=0):
+    """A folder of `count` random pictures, and nothing else."""
+    folder.mkdir()
+    dice = np.random.default_rng(seed)
+    for k in range(count):
+        shape = (size, size, 3) if mode == "RGB" else (size, size)
+        pixels = dice.integers(0, 256, shape, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{k:03}.png")
+    return folder
+
+
+def test_two_folders_are_compared_without_a_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    a, b = pictures(tmp_path / "a", 70), pictures(tmp_path / "b", 90, seed=1)
+    status, said = command("evaluate", "a", "--reference", "b", "--features", "pixels")
+    assert status == 0, said
+    assert "70 images of a against 90 images of b" in said
+    assert said.count("70 images are fewer than the 192 features") == 2  # a warning, and the card
+    assert said.count("consistency-edu: 70 images") == 1
+    numbers = json.loads((tmp_path / "a-evaluation.json").read_text())
+    card = numbers["rows"][0]["card"]
+    assert (numbers["images"], numbers["reference"]) == ("a", "b")
+    assert (card["samples"], card["reference_images"]) == (70, 90) and "192" in card["bias"]
+    assert len(list(a.iterdir())) == 70 and len(list(b.iterdir())) == 90
+    options = ["--reference", "b", "--features", "pixels", "-n", 30, "--out", "few.json"]
+    assert command("evaluate", "a", *options)[0] == 0
+    few = json.loads((tmp_path / "few.json").read_text())["rows"][0]
+    assert few["card"]["samples"] == 30 and few["frechet"] != numbers["rows"][0]["frechet"]
+
+
+def test_a_folder_is_at_no_distance_from_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path / "a", 70)
+    options = ["--reference", "a", "--features", "pixels"]
+    assert command("evaluate", "a", *options)[0] == 0
+    row = json.loads((tmp_path / "a-evaluation.json").read_text())["rows"][0]
+    assert row["frechet"] < 1e-6 and row["precision"] == row["recall"] == 1
+
+
+def test_sets_that_do_not_fit_are_refused_in_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, options in (
+        ("a", {}),
+        ("large", {"size": 16}),
+        ("colour", {"mode": "RGB"}),
+        ("one", {"count": 1}),
+    ):
+        pictures(tmp_path / name, **{"count": 20, **options})
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for args, remedy in (
+        (["a", "--reference", "large"], "bring both to one size"),
+        (["a", "--reference", "colour"], "to grey or colour"),
+        (["one", "--reference", "a"], "at least two on each side"),
+        (["a", "--reference", "one"], "at least two on each side"),
+        (["empty", "--reference", "a"], "holds no images"),
+        (["a", "--reference", "nowhere"], "Choose one of digits, cifar10"),
+        (["nowhere", "--reference", "a"], "no finished run"),
+        (["a"], "by --reference"),
+        (["a", "--reference", "a", "--steps", 2], "leave --steps off"),
+        (["large", "--reference", "large", "--features", "digits"], "8 x 8"),
+        (["digits-cd", "--reference", "large", "--features", "pixels"], "another --reference"),
+        (["digits-cd", "--reference", "colour", "--features", "pixels"], "another --reference"),
+    ):
+        status, said = command(
+            "evaluate", *args, *(() if "digits" in args else ("--features", "pixels"))
+        )
+        assert status == 2 and remedy in said and "Traceback" not in said, (args, said)
+        assert said.strip().count("consistency-edu:") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_numbers_are_not_written_among_the_images(tmp_path, monkeypatch):
+    a, b = pictures(tmp_path / "a", 20), pictures(tmp_path / "b", 20)
+    for here, words in ((a, (".", "--reference", b)), (b, (a, "--reference", "."))):
+        monkeypatch.chdir(here)
+        status, said = command("evaluate", *words, "--features", "pixels")
+        assert status == 2 and "--out" in said and len(list(here.iterdir())) == 20
+    status, _ = command(
+        "evaluate", a, "--reference", ".", "--features", "pixels", "--out", tmp_path / "x.json"
+    )
+    assert status == 0 and (tmp_path / "x.json").is_file() and len(list(b.iterdir())) == 20
+
+
+def test_the_command_runs_the_code_of_a_file_only_with_trust(tmp_path, monkeypatch):
+    class Mean(torch.nn.Module):
+        def forward(self, pixels):
+            return pixels.float().mean((2, 3))
+
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path / "a", 20)
+    torch.jit.script(Mean()).save("net.pt")
+    words = ["evaluate", "a", "--reference", "a", "--features", "net.pt"]
+    status, said = command(*words)
+    assert status == 2 and "--trust" in said and "code" in said
+    status, said = command(*words, "--trust")
+    assert status == 0 and "Fréchet distance, net.pt" in said and "deprecated" not in said
+
+
+def test_a_run_warns_once_of_few_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["-n", 100, "--steps", 1, 2, "--features", "pixels"]
+    status, said = command("evaluate", "digits-cd", *words)
+    assert status == 0 and said.count("consistency-edu:") == 1
+    assert said.count("100 images are fewer than the 192 features") == 4  # floor, 1 and 2 steps

@@ -464,3 +464,13 @@ def test_networks_trained_on_the_side_leave_the_global_randomness_as_it_was():
         second = make()
         assert torch.equal(before, torch.get_rng_state())
         assert all(map(torch.equal, first.parameters(), second.parameters()))
+
+
+def test_judges_of_digits_refuse_what_is_no_digit():
+    judge = cd.DigitJudge(
+        torch.randn(30, 64), load_digits()[0].flatten(1)[:30], *map(cd.DigitFeatures, (2, 3))
+    )
+    for bad in (torch.zeros(6, 3, 32, 32), torch.zeros(6, 1, 8, 16), torch.zeros(2, 128)):
+        for action in (judge.same, judge.same.embed, judge.same.logits, judge.measure):
+            with pytest.raises(InputError, match="8 x 8"):
+                action(bad)

@@ -11,7 +11,7 @@ from conftest import make_mixture
 from consistency_edu import editing
 from consistency_edu.boot import BootStudent, SignalModel, linear_mix, spherical_mix
 from consistency_edu.consistency import ConsistencyModel, ExactConsistency
-from consistency_edu.data import InputError, draw_normal, draw_points
+from consistency_edu.data import InputError, draw_normal, draw_points, toy
 from consistency_edu.editing import (
     EDITING_SWEEPS,
     FIRST_KNOWN,
@@ -440,3 +440,11 @@ def test_the_levels_of_the_sweep():
     assert editing.LEVELS["middle"](model, 4).tolist() == pytest.approx(
         geometric(0.05, 1, 4).tolist()
     )
+
+
+def test_a_judge_of_edits_takes_the_shape_of_what_is_known():
+    judge = ConditionalJudge(toy("moons"), 20, torch.Generator().manual_seed(0))
+    for bad in (judge.known[:-1], judge.known[:20], torch.zeros(len(judge.known), 3)):
+        for action in (judge.distances, judge.stray):
+            with pytest.raises(InputError, match="edits of `known`"):
+                action(bad)

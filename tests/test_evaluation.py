@@ -1,6 +1,7 @@
 """Numbers for sets of images: moments, scores, feature networks, and the card beside them."""
 
 import math
+import zipfile
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ from consistency_edu import evaluation
 from consistency_edu.data import ImageSet, InputError, load_images, to_floats, to_pixels
 from consistency_edu.evaluation import (
     FEATURES,
+    FewImages,
     Inception,
     Moments,
+    Scripted,
     as_rgb,
     card_of,
     copied_share,
     evaluate_images,
+    features_of_file,
     fingerprint,
     frechet_of_moments,
     gather,
@@ -165,7 +169,7 @@ def test_precision_and_recall_are_those_of_brute_force(k):
 
 def test_few_points_or_a_bad_k_are_refused():
     for k in (0, 60):
-        with pytest.raises(InputError, match="more points"):
+        with pytest.raises(InputError, match="more points|at least 1"):
             precision_recall_in_blocks(cloud(80), cloud(60), k)
 
 
@@ -332,13 +336,13 @@ def test_a_torchscript_file_is_a_feature_network(tmp_path, digits):
 
     for kind in (Mean, Map):
         torch.jit.script(kind()).save(str(tmp_path / f"{kind.__name__}.pt"))
-    network = load_features(tmp_path / "Mean.pt")
+    network = load_features(tmp_path / "Mean.pt", trust=True)
     seen = gather(network, digits[1].images, keep=5)
     expected = digits[1].images.float().mean((2, 3)).expand(-1, 3)
     assert torch.allclose(seen.features, expected[:5]) and network.title == "Mean.pt"
     assert torch.allclose(seen.moments.mean, expected.double().mean(0))
-    with pytest.raises(InputError, match="script one"):
-        gather(load_features(tmp_path / "Map.pt"), digits[1].images)
+    with pytest.raises(InputError, match="returns .250, D"):
+        gather(load_features(tmp_path / "Map.pt", trust=True), digits[1].images)
 
 
 def test_efficientnet_sees_images_as_its_package_does():
@@ -418,3 +422,181 @@ def test_a_failed_download_names_the_file(monkeypatch):
     monkeypatch.setattr(theirs, "load_state_dict_from_url", fail)
     with pytest.raises(InputError, match="6726825d.pth.*--features"):
         load_features("inception")
+
+
+# which images a judge takes, how many it needs, and whose code it runs
+
+
+def refusal(action):
+    """The sentence with which `action` refuses."""
+    with pytest.raises(InputError) as error:
+        action()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_every_judge_says_what_it_takes_and_refuses_the_rest():
+    digit, photo = (torch.zeros(2, 3, s, s, dtype=torch.uint8) for s in (8, 32))
+    red = digit.clone()
+    red[:, 0] = 200
+    judge, pixels = load_features("digits"), load_features("pixels")
+    assert "grey" in judge.takes and "8 x 8" in judge.takes and "any one size" in pixels.takes
+    for bad in (
+        photo,
+        red,
+        digit.float(),
+        digit[:, :1],
+        digit[0],
+        torch.zeros(60, 3, 8, 16).byte(),
+    ):
+        assert "8 x 8" in refusal(lambda bad=bad: judge(bad))
+    assert judge(digit).shape == (2, 256) and pixels(photo).shape == (2, 3072)
+    for bad in (digit.float(), digit[:, :1], digit[0]):
+        assert "any one size" in refusal(lambda bad=bad: pixels(bad))
+        assert "224" in load_features("efficientnet-lite0").rule
+
+
+def test_images_are_as_many_as_features(digits):
+    class Cut(Tiny):
+        def forward(self, pixels):
+            return super().forward(pixels[:-1])
+
+    class Map(Tiny):
+        def forward(self, pixels):
+            return pixels.float()
+
+    for network in (Cut(), Map()):
+        assert "[449, D]" in refusal(lambda n=network: gather(n, digits[1].images, batch=449))
+    sizes = [torch.zeros(2, 1, s, s) for s in (8, 9)]
+    assert "one size" in refusal(lambda: gather(load_features("pixels"), sizes))
+    assert "at least one row" in refusal(lambda: gather(load_features("pixels"), sizes[0][:0]))
+    assert "at least one row" in refusal(lambda: Moments().add(torch.tensor(1.0)))
+    reference = reference_of(digits[0], load_features("pixels"), keep=5)
+    bad = torch.zeros(9, 1, 9, 9)
+    assert "243" in refusal(lambda: evaluate_images(bad, reference, load_features("pixels")))
+
+
+@pytest.mark.parametrize("samples, images", [(11, 1348), (449, 11)])
+def test_fewer_images_than_features_are_warned_of_on_either_side(digits, samples, images):
+    few = ImageSet(digits[0].images[:images], name="few")
+    reference = reference_of(few, Tiny(), keep=300)
+    with pytest.warns(FewImages, match="11 images are fewer than the 12 features") as seen:
+        row = evaluate_images(digits[1].images[:samples], reference, Tiny())
+    assert len(seen) == 1
+    assert "11 images are fewer than the 12 features" in tell_numbers(row)
+
+
+def test_as_many_images_as_features_are_enough(digits, tiny_reference, recwarn):
+    row = evaluate_images(digits[1].images[:12], tiny_reference, Tiny())
+    assert not recwarn.list and "biased" not in tell_numbers(row) and "bias" not in row["card"]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, -1, 0, 2.5, None, "many"])
+def test_counts_that_are_none_are_refused(bad, digits, tiny_reference):
+    images = digits[1].images
+    actions = [
+        lambda: gather(Tiny(), images, batch=bad),
+        lambda: random_images(digits[1], bad),
+        lambda: reference_of(digits[1], Tiny(), batch=bad),
+        lambda: evaluate_images(images, tiny_reference, Tiny(), batch=bad),
+        lambda: evaluate_images(images, tiny_reference, Tiny(), neighbours=bad),
+        lambda: inception_score(torch.zeros(20, 10), bad),
+        lambda: precision_recall_in_blocks(cloud(80), cloud(60), bad),
+        lambda: precision_recall_in_blocks(cloud(80), cloud(60), 3, bad),
+        lambda: precision_recall(cloud(80), cloud(60), bad),
+    ]
+    if bad != 0:
+        actions.append(lambda: gather(Tiny(), images, keep=bad))
+        actions.append(lambda: reference_of(digits[1], Tiny(), keep=bad))
+        actions.append(lambda: evaluate_images(images, tiny_reference, Tiny(), keep=bad))
+    for action in actions:
+        assert "whole number" in refusal(action)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nothing_infinite_is_judged(value):
+    assert "diverged" in refusal(lambda: Moments().add(torch.tensor([[1.0, value]])))
+    assert "diverged" in refusal(lambda: as_rgb(torch.full((1, 1, 2, 2), value)))
+    assert "diverged" in refusal(lambda: gather(Tiny(2), torch.full((1, 1, 2, 2), value)))
+
+
+def test_the_inception_score_of_images_has_ten_splits(digits, tiny_reference):
+    images = digits[1].images
+    with torch.no_grad():
+        logits = Tiny().logits(Tiny()(as_rgb(images)))
+    row = evaluate_images(images, tiny_reference, Tiny())
+    ten, one = inception_score(logits, 10), inception_score(logits, 1)
+    assert (row["inception_score"], row["inception_score_std"]) == pytest.approx(tuple(ten))
+    assert inception_score(logits) == ten != one and ten.std > 0 == one.std
+
+
+def test_code_in_a_file_runs_only_if_its_maker_is_trusted(tmp_path):
+    class Mean(torch.nn.Module):
+        def forward(self, pixels):
+            return pixels.float().mean((2, 3))
+
+    file = tmp_path / "net.pt"
+    torch.jit.script(Mean()).save(str(file))
+    opened = pytest.MonkeyPatch()
+    opened.setattr(torch.jit, "load", lambda *a, **k: pytest.fail("opened a stranger's code"))
+    for action in (load_features, features_of_file, Scripted):
+        said = refusal(lambda action=action: action(file))
+        assert "--trust" in said and "code" in said and "trust=True" in said
+    opened.undo()
+    assert load_features(file, trust=True).title == "net.pt"
+    (tmp_path / "cut.pt").write_bytes(file.read_bytes()[:-30])
+    with zipfile.ZipFile(tmp_path / "odd.pt", "w") as archive:
+        archive.writestr("net/constants.pkl", b"nothing")
+    for name in ("cut.pt", "odd.pt"):
+        refusal(lambda name=name: load_features(tmp_path / name, trust=True))
+
+
+def test_no_message_advises_to_load_unsafely(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (tmp_path / "mark").touch, ()
+
+    for name, content in (
+        ("bomb.pt", {"Mixed_7c.branch_pool.conv.weight": Bomb()}),
+        ("list.pt", [1, 2]),
+        ("tensor.pt", torch.zeros(3)),
+        ("short.pt", {"Mixed_7c.branch_pool.conv.weight": torch.zeros(1)}),
+    ):
+        torch.save(content, tmp_path / name)
+        for action in (load_features, Inception):
+            said = refusal(lambda action=action, name=name: action(tmp_path / name))
+            assert not any(word in said for word in ("weights_only", "pickle", "allow", "unsafe"))
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_scripted_network_that_fails_says_on_what(tmp_path, digits):
+    class Wide(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3072, 4)
+
+        def forward(self, pixels):
+            return self.layer(pixels.float().flatten(1))
+
+    torch.jit.script(Wide()).save(str(tmp_path / "wide.pt"))
+    network = load_features(tmp_path / "wide.pt", trust=True)
+    said = refusal(lambda: gather(network, digits[1].images))
+    assert "'wide.pt' takes no images [250, 3, 8, 8]" in said
+
+
+@pytest.mark.parametrize("name", ["digits", "pixels", "efficientnet-lite0"])
+def test_loading_a_judge_leaves_the_global_randomness_as_it_was(name):
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    before, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first = fingerprint(load_features(name))
+    assert torch.equal(before, torch.get_rng_state())
+    assert (numpys == np.random.get_state()[1]).all()  # noqa: NPY002
+    torch.manual_seed(6)
+    assert fingerprint(load_features(name)) == first
+
+
+def test_inception_leaves_the_global_randomness_as_it_was(inception_file):
+    before = torch.get_rng_state()
+    load_features(inception_file)
+    assert torch.equal(before, torch.get_rng_state())

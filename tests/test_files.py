@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -15,7 +16,15 @@ from PIL import Image
 
 from consistency_edu import data, evaluation, sweeps, viz
 from consistency_edu.data import ImageSet, load_images, save_images
-from consistency_edu.files import InputError, check_writable, whole_files, write_file, write_json
+from consistency_edu.files import (
+    InputError,
+    check_writable,
+    reason_of,
+    whole_files,
+    write_file,
+    write_json,
+)
+from consistency_edu.image_methods import load_backbone
 from consistency_edu.sweeps import Sweep, run_sweep
 
 ONE = Sweep("one", "nothing", lambda setting, seed: {"x": 1.0}, [{"a": 1}], (0,))
@@ -187,3 +196,19 @@ def test_without_a_home_downloads_have_a_place(home, tmp_path):
     assert done.returncode == 0, done.stderr
     assert os.path.isabs(done.stdout.strip())
     assert re.search(re.escape(str(tmp_path)), done.stdout) or not home
+
+
+def test_no_message_passes_on_advice_to_run_what_is_in_a_file(tmp_path):
+    objects = np.array([{"a": 1}, print], dtype=object)
+    np.savez(tmp_path / "set.npz", train_images=objects)
+    (tmp_path / "folder").mkdir()
+    np.save(tmp_path / "folder" / "train_images.npy", objects)
+    (tmp_path / "raw.npz").write_bytes(pickle.dumps(objects))
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "net.pth")
+    actions = [lambda p=tmp_path / n: load_images(p) for n in ("set.npz", "folder", "raw.npz")]
+    for action in (*actions, lambda: load_backbone(torch.nn.Identity(), tmp_path / "net.pth")):
+        with pytest.raises(InputError) as error:
+            action()
+        for word in ("pickle", "weights_only", "trust", "unsafe", "arbitrary"):
+            assert word not in str(error.value), error.value
+    assert reason_of(OSError("it\nbreaks  off")) == "it breaks off" and reason_of(EOFError())

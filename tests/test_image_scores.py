@@ -1,5 +1,6 @@
 """The judge of digits and the rows of its table."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -59,3 +60,24 @@ def test_bad_tables_are_refused(bad, tmp_path):
 def test_a_line_shows_the_numbers(judge):
     row = {"title": "real", **judge.floor(), "seconds": 3.0}
     assert f"{row['frechet']:.3f}" in line(row)
+
+
+def test_what_is_no_digit_is_refused(judge):
+    for bad in (torch.zeros(449, 3, 32, 32), torch.zeros(449, 1, 8, 16), torch.zeros(449, 1)):
+        for action in (judge.measure, judge.look, judge.project, judge.nearest, judge.odds):
+            with pytest.raises(InputError, match="8 x 8"):
+                action(bad)
+    for count in (0, 60, 450):
+        with pytest.raises(InputError, match="449"):
+            judge.measure(torch.zeros(count, 1, 8, 8))
+    with pytest.raises(InputError, match="not finite"):
+        judge.look(torch.full((4, 1, 8, 8), float("inf")))
+
+
+def test_the_judge_leaves_the_global_randomness_as_it_was():
+    torch.manual_seed(7)
+    before, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    judge = DigitsJudge()
+    judge.floor()
+    assert torch.equal(before, torch.get_rng_state())
+    assert (numpys == np.random.get_state()[1]).all()  # noqa: NPY002

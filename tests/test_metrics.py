@@ -144,3 +144,33 @@ def test_paired_error_is_the_median_of_the_rows_distances():
     assert paired_error(a, b) == 5.0
     with pytest.raises(InputError):
         paired_error(a, b[:2])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nothing_infinite_is_measured_by_moments_or_neighbours(value):
+    good, bad = torch.randn(9, 2), torch.randn(9, 2)
+    bad[3, 1] = value
+    zero, eye = torch.zeros(2), torch.eye(2)
+    for action in (
+        lambda: frechet_distance(good, bad),
+        lambda: precision_recall(bad, good),
+        lambda: gaussian_frechet(zero, eye, bad[3], eye),
+        lambda: gaussian_frechet(zero, eye * bad[3], zero, eye),
+    ):
+        with pytest.raises(InputError, match="not finite"):
+            action()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1, 0, 1.5])
+def test_counts_and_shares_that_are_none_are_refused(bad):
+    a, b = torch.randn(20, 2), torch.randn(20, 2)
+    actions = [
+        lambda: sliced_w2(a, b, bad),
+        lambda: energy_test(a, b, shuffles=bad),
+        lambda: precision_recall(a, b, bad),
+    ]
+    if bad != 0:
+        actions.append(lambda: energy_test(a, b, shuffles=9, level=bad))
+    for action in actions:
+        with pytest.raises(InputError):
+            action()
