@@ -170,7 +170,8 @@ def teacher_of(config: TrainConfig, recipe: Recipe) -> Path | None:
     """
     if config.teacher is not None or not recipe.source:
         return config.teacher
-    own, beside = RECIPES[recipe.source], out_of(config).parent / recipe.source
+    own = RECIPES[choose("recipe", recipe.source, tuple(RECIPES))]
+    beside = Path(os.path.normpath(out_of(config) / ".." / recipe.source))
     fits = (own.device, own.data, own.network) == ("cpu", recipe.data, recipe.network)
     if fits and "RANK" not in os.environ and not (beside / "run.json").exists():
         print(f"First its teacher: training {own.name} into '{beside}'.")

@@ -1,27 +1,39 @@
 """Several processes repeat one: the same losses and weights from the same global batch."""
 
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import COMMAND, quiet_environment, run_cli
 from safetensors.torch import load_file
 from torch import nn
 
-from consistency_edu import data, image_runs
+from consistency_edu import data, image_runs, long_runs
 from consistency_edu.data import InputError, draw_normal, draw_uniform
 from consistency_edu.image_methods import OPTIMIZERS, PixelMLP, override
 from consistency_edu.image_recipes import RECIPES
 from consistency_edu.image_runs import open_workshop, read_metrics, train_recipe
-from consistency_edu.long_runs import SharedGenerator, Shelf, Stopped, Workers, join
+from consistency_edu.long_runs import (
+    SharedGenerator,
+    Shelf,
+    Signals,
+    Stopped,
+    WorkerLost,
+    Workers,
+    hold,
+    join,
+)
 from consistency_edu.training import train
 
 FORK = multiprocessing.get_context("fork")  # the children find everything imported
@@ -377,3 +389,152 @@ def test_torchrun_loses_a_worker_and_the_run_resumes(tmp_path):
     said = agent.communicate(timeout=120)[0]
     assert "stopped. The last checkpoint is" in said, said
     assert shelf.latest().step > reached and not list(shelf.folder.glob(".partial-*"))
+
+
+# ------------------------------------------------------------------ hanging, never starting, apart
+
+
+def hung(patience=(60.0, 4.0), number=None):
+    """Both meet; the second one then hangs, and the first may get a signal while it waits."""
+    with join("cpu", patience) as workers, Signals() as signals:
+        workers.signals, workers.is_prepared = signals, True
+        workers.most([0.0])
+        if workers.rank:
+            time.sleep(25)
+        elif number:
+            threading.Timer(1.0, os.kill, (os.getpid(), number)).start()
+        start = time.monotonic()
+        try:
+            workers.average_gradients(nn.Linear(2, 2))
+        except (WorkerLost, Stopped) as error:
+            return type(error).__name__, str(error), time.monotonic() - start
+
+
+def test_a_worker_that_hangs_is_given_up(tmp_path):
+    kind, said, seconds = together(2, hung, tmp_path)[0]["result"]
+    assert kind == "WorkerLost" and "has not answered for 4 s: it hangs" in said
+    assert 3.5 < seconds < 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_ctrl_c_ends_the_waiting_for_a_worker_that_hangs(number, tmp_path, monkeypatch):
+    monkeypatch.setattr(long_runs, "GRACE", 2.0)
+    work = lambda: hung((60.0, 60.0), number)  # noqa: E731
+    kind, said, seconds = together(2, work, tmp_path)[0]["result"]
+    assert kind == "Stopped" and signal.Signals(number).name in said and seconds < 8
+
+
+def test_ctrl_c_is_heard_while_a_worker_is_awaited(tmp_path):
+    place = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "PYTHONUNBUFFERED": 1}
+    environment = quiet_environment(**{key: str(value) for key, value in place.items()})
+    command = [COMMAND, "train", "digits-teacher", "--batch", "8", "--out", tmp_path / "run"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, env=environment, **pipes)
+    assert process.stdout.readline().startswith("Training digits-teacher")
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "stopped." in said and "Traceback" not in said
+    assert time.monotonic() - start < 10
+
+
+def never_met():
+    os.environ["WORLD_SIZE"] = "2"
+    with join("cpu", (3.0, 3.0)):
+        pass
+
+
+def test_a_worker_that_never_starts_is_given_up(tmp_path):
+    (answer,) = together(1, never_met, tmp_path)
+    assert answer["kind"] == "WorkerLost"
+    assert answer["error"].startswith("not all workers of this run met within 3 s")
+
+
+def apart(folder, teacher, spoil):
+    """train_recipe, to which `spoil` gives worker 1 something else than worker 0."""
+    recipe = dataclasses.replace(RECIPES["digits-cd"], steps=4, batch=12)
+    options = {"teacher": teacher, "seed": 3, "start": None, "patience": (60.0, 30.0)}
+    choices = {"recipe": recipe, "folder": folder, **options}
+    if int(os.environ["RANK"]):
+        choices |= spoil(recipe)
+    return train_recipe(choices.pop("recipe"), choices.pop("folder"), **choices)
+
+
+def test_workers_agree_before_the_first_step(teacher, tmp_path):
+    other = override(RECIPES["digits-teacher"], {"steps": "3", "batch": "8"})
+    other = train_recipe(other, tmp_path / "other")
+    dice = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (40, 8, 8), generator=dice).byte().numpy()
+    np.savez(tmp_path / "more.npz", images=images)
+    data = str(tmp_path / "more.npz")
+    for spoil, word in (
+        (lambda recipe: {"recipe": dataclasses.replace(recipe, lr=0.5)}, "lr"),
+        (lambda recipe: {"recipe": dataclasses.replace(recipe, data=data)}, "data"),
+        (lambda recipe: {"seed": 4}, "seed"),
+        (lambda recipe: {"teacher": other}, "teacher"),
+        (lambda recipe: {"start": other}, "start"),
+    ):
+        folder = tmp_path / word
+        work = functools.partial(apart, folder, teacher, spoil)
+        answers = together(2, work, tmp_path)
+        assert [answer["kind"] for answer in answers] == ["InputError"] * 2
+        assert len({answer["error"] for answer in answers}) == 1
+        assert f"worker 1 was started with {word} = " in answers[0]["error"]
+        assert "same command line" in answers[0]["error"] and not folder.exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_one_refuses_all_refuse(rank, teacher, tmp_path):
+    def work():
+        mine = int(os.environ["RANK"]) == rank
+        recipe = dataclasses.replace(RECIPES["digits-cd"], steps=4, batch=12)
+        return train_recipe(recipe, tmp_path / "run", teacher=tmp_path if mine else teacher)
+
+    for answer in together(2, work, tmp_path):
+        assert answer["kind"] == "InputError" and "no finished run" in answer["error"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_go_bad_end_all_workers_alike(tmp_path):
+    def work():
+        class Poisoned(image_runs.Recorder):
+            def note(self, state):
+                if state.step == 6:
+                    with torch.no_grad():
+                        next(state.objective.online.parameters()).fill_(torch.nan)
+                super().note(state)
+
+        image_runs.Recorder = Poisoned
+        recipe = dataclasses.replace(RECIPES["digits-teacher"], steps=9, batch=12)
+        return train_recipe(recipe, tmp_path / "run", save_every=3)
+
+    for answer in together(2, work, tmp_path):
+        assert answer["kind"] == "TrainingDiverged" and "step_000000003" in answer["error"]
+
+
+def test_workers_share_one_lock_and_are_kept_out_together(tmp_path):
+    recipe = dataclasses.replace(RECIPES["digits-teacher"], steps=4, batch=12)
+    with hold(tmp_path / "run"):
+        work = lambda: train_recipe(recipe, tmp_path / "run")  # noqa: E731
+        for answer in together(2, lambda: (long_runs._HELD.clear(), work()), tmp_path):
+            assert answer["kind"] == "InputError" and "another process" in answer["error"]
+    answers = together(2, work, tmp_path)
+    assert ["result" in answer for answer in answers] == [True, True]
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def slow_first_worker():
+    """The first worker takes longer than a step may, where it alone has something to do."""
+    with join("cpu", (20.0, 1.0)) as workers:
+        workers.is_prepared = True
+        with workers.first_works():
+            time.sleep(0 if workers.rank else 3)
+        workers.most([0.0])
+        return workers.is_prepared
+
+
+def test_what_the_first_worker_does_alone_may_take_its_time(tmp_path):
+    answers = together(2, slow_first_worker, tmp_path)
+    assert [answer["result"] for answer in answers] == [True, True]

@@ -25,6 +25,7 @@ from consistency_edu.image_methods import (
     build_model,
     build_network,
     build_objective,
+    check_recipe,
     distance_of,
     draw_samples,
     evaluations,
@@ -77,6 +78,39 @@ def test_changes_take_the_type_of_their_field():
     recipe = override(Recipe("plain"), {"lr": "1e-3", "batch": "7", "flip": "true"})
     assert (recipe.lr, recipe.batch, recipe.flip) == (1e-3, 7, True)
     assert override(recipe, {"flip": "false"}).flip is False
+
+
+NUMBERS = [f.name for f in dataclasses.fields(Recipe) if type(f.default) in (int, float)]
+
+
+@pytest.mark.parametrize("field", NUMBERS)
+def test_every_number_has_a_range(field):
+    recipe = Recipe("plain", labels=True)
+    for word in ("nan", "inf", "-inf", "1e999", "-1000", "1e30", str(10**30)):
+        with pytest.raises(InputError, match=field):
+            override(recipe, {field: word})
+    for value in (float("nan"), float("inf"), None, "7", True):
+        with pytest.raises(InputError, match=field):
+            check_recipe(dataclasses.replace(recipe, **{field: value}))
+
+
+@pytest.mark.parametrize("field", ["flip", "labels", "copy_teacher", "clamp"])
+def test_words_for_switches_are_understood_or_refused(field):
+    recipe = Recipe("plain")
+    for words, value in (("yes on true 1 Y T YES", True), ("no off false 0 N F No", False)):
+        for word in (*words.split(), value):
+            assert getattr(override(recipe, {field: word}), field) is value
+    for word in ("", "maybe", "2", "nan", "yess", "none", "tru"):
+        with pytest.raises(InputError, match=f"{field} is '{word}': give yes or no"):
+            override(recipe, {field: word})
+    for value in (1, 0, "yes", None):
+        with pytest.raises(InputError, match=field):
+            check_recipe(dataclasses.replace(recipe, **{field: value}))
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
+def test_the_recipes_of_the_course_are_in_range(recipe):
+    assert check_recipe(recipe) is recipe
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,20 +1,27 @@
 """Runs in folders: pace, books, resuming, refusing, and what is left at the end."""
 
 import dataclasses
+import errno
+import io
 import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from conftest import COMMAND, quiet_environment
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from consistency_edu import image_runs
+from consistency_edu import files, image_runs
+from consistency_edu.cli import main
 from consistency_edu.data import BOUNDS, InputError
 from consistency_edu.image_methods import Recipe, override
 from consistency_edu.image_recipes import RECIPES
@@ -24,13 +31,14 @@ from consistency_edu.image_runs import (
     blank_batches,
     cut_metrics,
     image_grid,
+    load_pretrained,
     load_run,
     open_workshop,
     read_metrics,
     train_recipe,
 )
-from consistency_edu.long_runs import Stopped
-from consistency_edu.training import weights_of
+from consistency_edu.long_runs import Shelf, Stopped, hold
+from consistency_edu.training import TrainingDiverged, checksum, weights_of
 
 TEACHER = override(RECIPES["digits-teacher"], {"steps": "60", "batch": "16"})
 
@@ -363,3 +371,327 @@ def test_weights_whose_headers_claim_too_much_are_refused(tmp_path):
             path.write_bytes(length.to_bytes(8, "little") + header + bytes(4))
             with pytest.raises(InputError, match="cannot load"):
                 image_runs.read_weights(path)
+
+
+# ------------------------------------------------------------------ one run in one folder
+
+
+def spellings(folder, tmp_path):
+    """Other ways to name `folder`, which lies in `tmp_path`."""
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path, target_is_directory=True)
+    ways = [folder, tmp_path / "x" / ".." / folder.name, link / folder.name, f"{folder}/"]
+    return [*ways, os.path.relpath(folder)]
+
+
+def test_a_folder_has_one_run_at_a_time_however_it_is_spelt(tmp_path, monkeypatch):
+    (tmp_path / "x").mkdir()
+    folder, said = tmp_path / "run", []
+    ways = spellings(folder, tmp_path)
+
+    class Second(Recorder):
+        def note(self, state):
+            super().note(state)
+            for way in ways if state.step == 3 else ():
+                for resume in (True, False):
+                    with pytest.raises(InputError, match="another process is training the run"):
+                        train_recipe(short("digits-ct"), way, resume=resume)
+                    said.append(way)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_runs, "Recorder", Second)
+        train_recipe(short("digits-ct"), folder)
+    assert len(said) == 10 and not list(folder.glob(".*"))
+    assert train_recipe(short("digits-ct"), ways[1], resume=True) == ways[1]
+
+
+def begin_and_wait(folder, steps=10**6):
+    """A process of its own that trains into `folder`, once it has a checkpoint there."""
+    options = ["--batch", "8", "--steps", str(steps), "--out", str(folder), "--save-every", "5"]
+    command = [COMMAND, "train", "digits-ct", *options]
+    process = subprocess.Popen(command, env=quiet_environment(), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not list((folder / "checkpoints").glob("step_*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return process
+
+
+def test_a_second_process_is_kept_out_and_a_killed_one_is_not_waited_for(tmp_path, capsys):
+    folder = tmp_path / "run"
+    args = ["train", "digits-ct", "--batch=8", f"--out={folder}", "--resume"]
+    first = begin_and_wait(folder)
+    try:
+        assert main([*args, "--steps=1000000"]) == 2
+        assert "another process is training the run" in capsys.readouterr().err
+    finally:
+        first.kill(), first.wait()
+    assert (folder / ".lock").exists()
+    reached = int(Shelf(folder / "checkpoints").folders[-1].name[5:])
+    assert main([*args, "--steps=1000000", "--lr=1e-5"]) == 2
+    assert "begun with lr" in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_runs, "Recorder", interrupt_at(reached + 3))
+        assert main([*args, "--steps=1000000"]) == 130
+    assert not (folder / ".lock").exists()
+
+
+def test_a_lock_of_another_machine_is_a_persons_matter(tmp_path):
+    (tmp_path / ".lock").write_text('{"process": 1, "machine": "far away"}')
+    with pytest.raises(InputError, match="machine, 'far away'.*remove '.*.lock'"):
+        train_recipe(short("digits-ct"), tmp_path)
+    (tmp_path / ".lock").unlink()
+    for torn in ("", "{", '{"process": 1', "[]", "7"):
+        (tmp_path / ".lock").write_text(torn)
+        with hold(tmp_path):
+            assert json.loads((tmp_path / ".lock").read_text())["process"] == os.getpid()
+
+
+# ------------------------------------------------------------------ what a run was begun with
+
+
+def left_at_9(recipe, folder, monkeypatch, **options):
+    with monkeypatch.context() as patch:
+        patch.setattr(image_runs, "Recorder", interrupt_at(9))
+        with pytest.raises(Stopped):
+            train_recipe(recipe, folder, **options)
+    return folder
+
+
+def pictures(folder, shift=0):
+    """A folder of twenty grey images of 8 x 8 pixels."""
+    (folder / "a").mkdir(parents=True)
+    for k in range(20):
+        pixels = torch.rand(8, 8, generator=torch.Generator().manual_seed(k + shift))
+        Image.fromarray((255 * pixels).byte().numpy()).save(folder / "a" / f"{k}.png")
+    return folder
+
+
+def test_teacher_start_and_data_of_a_resumed_run_are_its_own(teacher, tmp_path, monkeypatch):
+    other = train_recipe(override(TEACHER, {"lr": "1e-3"}), tmp_path / "other")
+    same = shutil.copytree(teacher, tmp_path / "moved")
+    data = pictures(tmp_path / "data")
+    recipe = short("digits-cd", data=str(data))
+    options = {"teacher": teacher, "start": teacher}
+    run = left_at_9(recipe, tmp_path / "run", monkeypatch, **options)
+    for changed, words in (
+        ({"teacher": other}, "another teacher"),
+        ({"start": other}, "other first weights"),
+        ({"start": None}, "other first weights"),
+    ):
+        with pytest.raises(InputError, match=f"was begun with {words}.*resume it as it was"):
+            train_recipe(recipe, run, resume=True, **{**options, **changed})
+    data.rename(tmp_path / "kept")
+    pictures(data, shift=1)
+    with pytest.raises(InputError, match="was begun with other images in its data"):
+        train_recipe(recipe, run, resume=True, **options)
+    shutil.rmtree(data), (tmp_path / "kept").rename(data)
+    respelt = dataclasses.replace(recipe, data=f"{tmp_path}/run/../data/")
+    train_recipe(respelt, run, resume=True, teacher=same, start=same)
+
+
+def test_the_checkpoint_itself_says_what_it_was_begun_with(tmp_path, monkeypatch):
+    recipe = short("digits-ct")
+    run = left_at_9(recipe, tmp_path / "run", monkeypatch)
+    begun = json.loads((run / "recipe.json").read_text())
+    for name, value in (("seed", 7), ("recipe", {**begun["recipe"], "lr": 0.5})):
+        (run / "recipe.json").write_text(json.dumps({**begun, name: value}))
+        changed = {"seed": 7} if name == "seed" else {}
+        asked = recipe if changed else dataclasses.replace(recipe, lr=0.5)
+        with pytest.raises(InputError, match="was begun with"):  # the file agrees, not the weights
+            train_recipe(asked, run, resume=True, **changed)
+
+
+def test_a_checkpoint_that_says_nothing_of_it_is_resumed(tmp_path, monkeypatch):
+    recipe = short("digits-ct")
+    run = left_at_9(recipe, tmp_path / "run", monkeypatch)
+    newest = Shelf(run / "checkpoints").folders[-1]
+    state = json.loads((newest / "state.json").read_text())
+    del state["extra"]["begun"]
+    (newest / "state.json").write_text(json.dumps(state))
+    sums = json.loads((newest / "manifest.json").read_text())
+    sums["state.json"] = checksum((newest / "state.json").read_bytes())
+    (newest / "manifest.json").write_text(json.dumps(sums))
+    old = {"recipe": dataclasses.asdict(recipe), "seed": 0}
+    del old["recipe"]["clamp"]  # a field that is newer than the run
+    (run / "recipe.json").write_text(json.dumps(old))
+    assert load_run(train_recipe(recipe, run, resume=True)).info["steps"] == 14
+
+
+# ------------------------------------------------------------------ roles
+
+
+@pytest.fixture(scope="module")
+def students(teacher, tmp_path_factory):
+    place = tmp_path_factory.mktemp("students")
+    methods = ("cd", "ct", "pd", "direct", "boot")
+    return {
+        m: train_recipe(short(f"digits-{m}", steps=2), place / m, teacher=teacher) for m in methods
+    }
+
+
+def test_only_a_teacher_can_teach(students, tmp_path, capsys):
+    for method, student in students.items():
+        for pupil in ("cd", "pd", "direct", "boot"):
+            with pytest.raises(InputError, match=f"a student, a run of {method}, and cannot"):
+                train_recipe(short(f"digits-{pupil}"), tmp_path / "run", teacher=student)
+    args = ["train", "digits-cd", f"--out={tmp_path / 'run'}", f"--teacher={students['boot']}"]
+    assert main(args) == 2 and "cannot teach" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_to_start_from_mean_the_same(students, teacher, tmp_path):
+    pairs = {("cd", "ct"), ("ct", "cd")} | {(m, m) for m in students}
+    for method, student in students.items():
+        for begun in ("teacher", *students):
+            options = {"teacher": teacher, "start": student}
+            recipe = short(f"digits-{begun}", steps=1)
+            if (begun, method) in pairs:
+                open_workshop(recipe, tmp_path / "fine", **options)
+                continue
+            with pytest.raises(InputError, match=f"is a run of {method}, whose weights"):
+                train_recipe(recipe, tmp_path / "run", **options)
+    for begun in ("teacher", *students):
+        recipe = short(f"digits-{begun}", steps=1)
+        open_workshop(recipe, tmp_path / "fine", teacher=teacher, start=teacher)
+    assert not (tmp_path / "run").exists()
+
+
+def test_edits_need_a_student_that_jumps_from_any_level(students, teacher, tmp_path, capsys):
+    Image.new("L", (8, 8), 100).save(tmp_path / "x.png")
+    tasks = [["--task=stroke", f"--image={tmp_path / 'x.png'}"], ["--task=interpolate"]]
+    for method, run in {**students, "teacher": teacher}.items():
+        for task in tasks:
+            status = main(["edit", str(run), *task, f"--out={tmp_path / 'y.png'}"])
+            said = capsys.readouterr().err
+            fits = method in ("cd", "ct") or (task == tasks[1] and method != "teacher")
+            assert status == (0 if fits else 2), said
+            assert fits or "a consistency model" in said or "is a teacher" in said
+
+
+# ------------------------------------------------------------------ weights, pictures, spread
+
+
+def poison(monkeypatch, at, spoil):
+    """Let `spoil` change the weights of a run after step `at`, with a loss that stays finite."""
+
+    class Poisoned(Recorder):
+        def note(self, state):
+            if state.step == at:
+                with torch.no_grad():
+                    for module in (state.objective.online, state.ema.model):
+                        spoil(next(module.parameters()))
+            super().note(state)
+
+    monkeypatch.setattr(image_runs, "Recorder", Poisoned)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e12])
+@pytest.mark.parametrize("at", [9, 14])
+def test_a_run_never_ends_well_with_bad_weights(at, value, tmp_path, monkeypatch):
+    folder, recipe = tmp_path / "run", short("digits-ct")
+    with monkeypatch.context() as patch:
+        poison(patch, at, lambda weight: weight.fill_(value))
+        with pytest.raises(TrainingDiverged, match="The last good checkpoint is '.*step_0") as told:
+            train_recipe(recipe, folder, save_every=3)
+    assert "--resume repeats the run from there" in str(told.value)
+    kept = Shelf(folder / "checkpoints").latest()
+    assert kept.step < at and all(w.isfinite().all() for w in kept.objective.values())
+    assert not (folder / "run.json").exists() and not (folder / "model.safetensors").exists()
+    assert load_run(train_recipe(recipe, folder, resume=True)).info["steps"] == 14
+
+
+def test_no_picture_is_drawn_of_nan(tmp_path, teacher, capsys, monkeypatch):
+    with pytest.raises(InputError, match="not finite"):
+        image_grid(torch.full((4, 1, 2, 2), float("nan")))
+    with monkeypatch.context() as patch:
+        patch.setattr(image_runs, "draw_samples", lambda *args, **options: args[2] * torch.inf)
+        with pytest.raises(TrainingDiverged, match="no picture of them is written"):
+            with pytest.warns(UserWarning, match="samples of 'step .* no picture of them"):
+                train_recipe(short("digits-ct"), tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.png"))
+    run = shutil.copytree(teacher, tmp_path / "bad")
+    weights = load_file(run / "model.safetensors")
+    next(iter(weights.values()))[0] = float("nan")
+    save_file(weights, run / "model.safetensors")
+    info = json.loads((run / "run.json").read_text())
+    info["sha256"]["model"] = checksum((run / "model.safetensors").read_bytes())
+    (run / "run.json").write_text(json.dumps(info))
+    assert main(["sample", str(run), f"--out={tmp_path / 'grid.png'}"]) == 2
+    assert "not finite" in capsys.readouterr().err and not (tmp_path / "grid.png").exists()
+
+
+def test_a_sigma_data_far_from_what_it_should_be_is_told(teacher, tmp_path, monkeypatch):
+    with pytest.warns(UserWarning, match="sigma_data is 2, but the spread of its data is 0.54"):
+        open_workshop(short("digits-ct", sigma_data=2.0), tmp_path / "ct")
+    for method in ("cd", "boot"):
+        recipe = short(f"digits-{method}", sigma_data=0.3)
+        with pytest.warns(UserWarning, match="but its teacher's is 0.54: .*--sigma-data 0.54"):
+            open_workshop(recipe, tmp_path / method, teacher=teacher)
+    black = pictures(tmp_path / "black")
+    for path in (black / "a").iterdir():
+        Image.new("L", (8, 8)).save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        open_workshop(short("digits-boot", data=str(black)), tmp_path / "b", teacher=teacher)
+        open_workshop(short("digits-ct", data=str(black)), tmp_path / "c")
+
+
+# ------------------------------------------------------------------ randomness and full disks
+
+
+def test_loading_a_run_uses_up_no_random_numbers(teacher, students):
+    for load in (lambda: load_run(teacher), lambda: load_pretrained("digits-cd")):
+        before = torch.get_rng_state()
+        load()
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "samples.png", "card.md", "run.json"])
+def test_a_full_disk_leaves_nothing_half_written(name, tmp_path, monkeypatch):
+    def full(path):
+        if path.name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    recipe, folder = short("digits-ct"), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync", full)
+        with pytest.raises(InputError, match="No space left .*make room. The last checkpoint"):
+            train_recipe(recipe, folder, save_every=5)
+    assert not [p for p in folder.rglob("*") if p.name.startswith((".partial", ".lock"))]
+    assert not (folder / name).exists()
+    assert load_run(train_recipe(recipe, folder, resume=True)).info["steps"] == 14
+
+
+def test_weights_are_on_the_disk_before_checkpoints_go(tmp_path, monkeypatch):
+    order = []
+    for module, name in ((os, "fsync"), (os, "replace"), (shutil, "rmtree")):
+        real = getattr(module, name)
+
+        def spy(*args, name=name, real=real, **options):
+            order.append((name, str(args[0])))
+            return real(*args, **options)
+
+        monkeypatch.setattr(module, name, spy)
+    train_recipe(short("digits-ct"), tmp_path / "run", save_every=5)
+    gone = order.index(("rmtree", str(tmp_path / "run" / "checkpoints")))
+    before = [name for name, _ in order[:gone] if name != "rmtree"]
+    assert before[-3:] == ["fsync", "replace", "fsync"]  # run.json, its name, its folder
+    for k in (k for k, name in enumerate(before) if name == "replace"):
+        assert before[k - 1] == before[k + 1] == "fsync"
+
+
+def test_a_line_of_metrics_is_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    image_runs.add_line(path, "{}")
+
+    class Full(io.StringIO):
+        def __exit__(self, *error):
+            with open(path, "a") as file:
+                file.write(self.getvalue()[:3])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda *_, **__: Full())
+        with pytest.raises(OSError):
+            image_runs.add_line(path, '{"step": 50}')
+    assert path.read_text() == "{}\n"

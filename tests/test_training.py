@@ -21,10 +21,13 @@ from consistency_edu.training import (
     compile_networks,
     constant_rate,
     cosine_rate,
+    fit,
     from_seed,
+    load_checkpoint,
     make_optimizer,
     move_towards,
     read_later,
+    save_checkpoint,
     set_precision,
     set_randomness,
     speed_up,
@@ -52,6 +55,13 @@ class Line(nn.Module):
 
     def after_step(self):
         self.calls += 1
+
+
+class Noisy(Line):
+    """The same with noise of the global generator, from which loaders draw, too."""
+
+    def forward(self, x, labels=None, *, generator=None):
+        return super().forward(x + torch.randn(x.shape))
 
 
 def endless(size=8, seed=0, device="cpu"):
@@ -100,10 +110,58 @@ def test_the_average_follows_every_step():
     assert not torch.equal(state.ema.model.weight, objective.online.weight)
 
 
-def test_batches_that_run_out_end_the_run():
-    few = [batch for _, batch in zip(range(3), endless())]
-    assert len(list(train(Line(), few, steps=10))) == 3
-    assert len(list(train(Line(), few, steps=10, accumulate=2))) == 1
+class Shared:
+    """Can be iterated again by its looks, but hands out one and the same iterator."""
+
+    def __init__(self, batches):
+        self.left = iter(batches)
+
+    def __iter__(self):
+        return self.left
+
+
+def a_few(count=3):
+    return [batch for _, batch in zip(range(count), endless())]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_batches_that_can_be_iterated_again_are_begun_anew(accumulate):
+    few, options = a_few(), {"steps": 7, "lr": 0.1, "accumulate": accumulate}
+    loader = torch.utils.data.DataLoader(few, batch_size=None)
+    runs = [list(train(Line(), batches, **options)) for batches in (few * 5, few, loader)]
+    assert [[s.loss for s in run] for run in runs[1:]] == [[s.loss for s in runs[0]]] * 2
+    assert len(runs[0]) == 7
+
+
+def test_batches_that_end_say_how_far_the_run_has_come():
+    for make in (iter, Shared, lambda few: (batch for batch in few)):
+        for accumulate, reached in ((1, 3), (2, 1)):
+            run, options = [], {"steps": 10, "accumulate": accumulate}
+            with pytest.raises(InputError, match=f"after {reached} of 10 steps: pass .*again"):
+                run.extend(train(Line(), make(a_few()), **options))
+    with pytest.raises(InputError, match="after 3 of 10 steps"):
+        fit(Line(), iter(a_few()), steps=10)
+    for empty in ([], iter([]), torch.utils.data.DataLoader([])):
+        with pytest.raises(InputError, match="after 0 of 5 steps"):
+            fit(Line(), empty, steps=5)
+
+
+@pytest.mark.parametrize("stop", [2, 3, 7])
+def test_a_list_and_a_loader_are_resumed_in_their_middle(stop, tmp_path):
+    few = a_few()
+    for batches in (few, torch.utils.data.DataLoader(few, batch_size=None)):
+        torch.manual_seed(0)
+        whole = [save_at(stop, state, tmp_path) for state in train(Noisy(), batches, steps=9)]
+        torch.manual_seed(7)
+        resume = load_checkpoint(tmp_path / "last")
+        rest = [state.loss for state in train(Noisy(), batches, steps=9, resume=resume)]
+        assert rest == whole[stop:]
+
+
+def save_at(step, state, folder):
+    if state.step == step:
+        save_checkpoint(folder / "last", state)
+    return state.loss
 
 
 def test_accumulated_halves_equal_the_whole():
@@ -167,6 +225,69 @@ def test_a_bad_loss_stops_before_the_weights_are_harmed(device):
     assert len(states) == 2 and objective.calls == 2
     for name, value in weights_of(objective).items():
         assert torch.equal(value, good[name])
+
+
+class Huge(Line):
+    """Losses that are finite, and too many for their mean to be."""
+
+    def forward(self, x, labels=None, *, generator=None):
+        return super().forward(x) * 0 + 3e38
+
+
+def test_a_mean_that_overflows_stops_the_run():
+    with pytest.raises(TrainingDiverged, match="Huge are finite at step 1, but their mean is inf"):
+        next(train(Huge(), endless(), steps=3))
+
+
+class Cliff(Line):
+    """Finite losses, the last of which has a gradient that is not finite, or one that is huge."""
+
+    def __init__(self, last=3, steep=0.0):
+        super().__init__()
+        self.last, self.steep = last, steep
+
+    def forward(self, x, labels=None, *, generator=None):
+        loss = super().forward(x)
+        if self.calls + 1 < self.last:
+            return loss
+        if self.steep:
+            return loss * self.steep
+        return loss + (self.online.bias - self.online.bias.detach()).square().sqrt().nan_to_num()
+
+
+@pytest.mark.parametrize("steep", [0.0, 1e30])
+def test_weights_that_went_bad_are_not_kept(steep, tmp_path):
+    objective = Cliff(steep=steep)
+    options = {"steps": 3, "lr": 0.1, "optimizer": torch.optim.SGD}
+    run = train(objective, endless(), rate=lambda k, n: 1.0, **options)
+    for state in run:
+        bad = state.step == 3
+        if not bad:
+            save_checkpoint(tmp_path / "last", state)
+    assert math.isfinite(state.loss) and bad
+    with pytest.raises(TrainingDiverged, match="after step 3 some weights .* lower the learning"):
+        save_checkpoint(tmp_path / "last", state)
+    kept = load_checkpoint(tmp_path / "last")
+    assert kept.step == 2 and all(w.isfinite().all() for w in kept.objective.values())
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+    with pytest.raises(TrainingDiverged, match="after step 3 some weights"):
+        fit(Cliff(steep=steep), endless(), ema_decay=0.0, **options)
+
+
+def test_an_optimiser_that_went_bad_is_not_kept(tmp_path):
+    state = next(train(Line(), endless(), steps=3))
+    save_checkpoint(tmp_path / "good", state)
+    state.optimizer.state[state.objective.online.weight]["exp_avg_sq"].fill_(math.inf)
+    with pytest.raises(TrainingDiverged, match="after step 1"):
+        save_checkpoint(tmp_path / "bad", state)
+    assert [path.name for path in tmp_path.iterdir()] == ["good"]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
+def test_numbers_that_are_none_are_refused(bad):
+    for options in ({"lr": bad}, {"clip": bad}, {"ema_decay": bad}, {"accumulate": bad}):
+        with pytest.raises(InputError):
+            next(train(Line(), endless(), steps=1, **options))
 
 
 def test_check_loss_names_the_noise_levels_of_the_bad_rows():
