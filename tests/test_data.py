@@ -322,6 +322,15 @@ def test_the_cache_is_used_once_and_follows_its_source(tmp_path, pixels, files, 
     assert len(list(cache.iterdir())) == 4  # and nothing half-written
 
 
+def test_the_cache_follows_each_file_of_a_folder(tmp_path, files):
+    folder = write_folder(tmp_path / "set", files)
+    before = load_images(folder, cache=tmp_path / "cache").images.clone()
+    new = encoded(np.full((6, 6, 3), 9, np.uint8), compress_level=0)  # of another length
+    (folder / "train" / "ant" / "00.png").write_bytes(new)
+    after = load_images(folder, cache=tmp_path / "cache").images
+    assert (after[0] == 9).all() and torch.equal(after[1:], before[1:])
+
+
 def test_a_failed_decoding_leaves_nothing_in_the_cache(tmp_path, files):
     some = {**files, "train/bee/zz.png": b"broken"}
     with pytest.raises(InputError, match="zz.png"):
