@@ -168,7 +168,8 @@ def teacher_of(config: TrainConfig, recipe: Recipe) -> Path | None:
 
     One that is not there, and fits, is trained first if a CPU is enough for it.
     """
-    if config.teacher is not None or not recipe.source:
+    is_over = (out_of(config) / "run.json").exists()
+    if config.teacher is not None or not recipe.source or is_over:
         return config.teacher
     own = RECIPES[choose("recipe", recipe.source, tuple(RECIPES))]
     beside = Path(os.path.normpath(out_of(config) / ".." / recipe.source))
@@ -215,7 +216,7 @@ class SampleConfig:
     clamp_samples: bool = False
     """keep the model's answers between -1 and 1 after every jump, as OpenAI's code and diffusers"""
     device: str = "cpu"
-    """cpu or cuda"""
+    """cpu, cuda, cuda:1, or mps: a Mac's GPU, which nobody has tried yet"""
     precision: str = "fast"
     """of U-Nets: float32, bfloat16, or fast: bfloat16 where the device has units for it"""
 
@@ -464,7 +465,7 @@ class EvaluateConfig:
     batch: int = 250
     """samples and images at a time"""
     device: str = ""
-    """cpu, cuda or cuda:1; if not given the one of the recipe, for images the cpu"""
+    """cpu, cuda, cuda:1 or mps (untried); if not given the one of the recipe, for images the cpu"""
     seed: int = 0
     """draws the noise, which all numbers of steps share, or the images"""
     clamp_samples: bool = False
@@ -777,11 +778,11 @@ EDITS: dict[str, Callable[[EditConfig, Run], Tensor]] = {
 }
 
 # %% ../nbs/19_cli.ipynb #cl000009part0
-def check_words(words: Sequence[str]) -> None:
-    """Raise InputError if one of the `words` of a command is empty or holds a NUL."""
+def check_words(words: Sequence[str], changes: dict[str, str]) -> None:
+    """Raise InputError if one of the `words` of a command is empty, or one of all holds a NUL."""
+    if any("\0" in word for word in (*words, *changes.values())):
+        raise InputError("a word of the command holds the character NUL: leave it out.")
     for before, word in zip(["", *words], words):
-        if "\0" in word:
-            raise InputError("a word of the command holds the character NUL: leave it out.")
         if not word or (word.startswith("--") and word.endswith("=")):
             option = word.rstrip("=") or before
             raise InputError(f"what '{option}' is given is empty: give a value, or leave it off.")
@@ -822,7 +823,7 @@ def parse(args: Sequence[str] | None):
     if args[:1] == ["train"]:
         args, changes = split_changes(args)
         kinds["train"] = helpful(args) if {"-h", "--help"} & set(args) else TrainConfig
-    check_words(args)
+    check_words(args, changes)
     kinds = tuple(
         Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)]
         for name, kind in kinds.items()
@@ -864,6 +865,8 @@ def meant(error: Exception) -> str | None:
     lacks = "out of memory|allocate memory|size calculation overflowed"
     if isinstance(error, (MemoryError, BrokenExecutor)) or re.search(lacks, str(error)):
         return "there is not enough memory: ask for fewer images, samples or workers at a time."
+    if "MPS" in str(error) and "float64" in str(error):
+        return "a Mac's GPU has no numbers of 64 bits, which this needs: take --device cpu."
     if isinstance(error, OSError):
         place = f"'{error.filename}'" if error.filename else "a file"
         remedy = REMEDIES.get(error.errno, "check that it is there, and yours to read and write")

@@ -35,16 +35,20 @@ def sync(path: Path) -> None:
 def whole_files(folder: str | Path) -> Iterator[Path]:
     """Yield a scratch folder, from which all files move into `folder` when the block is over.
 
-    If it ends early, by an error or by Ctrl-C, `folder` stays as it was.
+    If it ends early, by an error or by Ctrl-C, `folder` stays as it was; an OSError names it.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as scratch:
-        yield Path(scratch)
-        for file in sorted(Path(scratch).iterdir()):
-            sync(file)
-            os.replace(file, folder / file.name)
-        sync(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as scratch:
+            yield Path(scratch)
+            for file in sorted(Path(scratch).iterdir()):
+                sync(file)
+                os.replace(file, folder / file.name)
+            sync(folder)
+    except OSError as error:
+        error.filename, error.filename2 = str(folder), None  # not the scratch's
+        raise
 
 # %% ../nbs/00_files.ipynb #fi000009
 def write_file(path: Path, content: bytes) -> Path:

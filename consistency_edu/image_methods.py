@@ -80,7 +80,7 @@ class Recipe:
     network: str = "mlp"
     """mlp, or a U-Net's name: tiny, mini, small, edm"""
     device: str = "cpu"
-    """cpu, cuda or cuda:1"""
+    """cpu, cuda, cuda:1, or mps: a Mac's GPU, which nobody has tried yet"""
     precision: str = "float32"
     """what U-Nets compute in: float32 or bfloat16"""
     compiles: str = "nothing"

@@ -1,5 +1,7 @@
 """Shared by all tests: where the project is, and one way to run its commands."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from consistency_edu import image_runs
 from consistency_edu.data import GaussianMixture
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,3 +51,37 @@ def normal():
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+METHODS = ("teacher", "cd", "ct", "pd", "direct", "boot")
+KINDS = [f"{method}{labels}" for labels in ("", "-labels") for method in METHODS]
+
+
+def command(*args):
+    """Run `consistency-edu` with `args` in this process; return its status and what it said."""
+    from consistency_edu.cli import main
+
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        try:
+            return main([str(arg) for arg in args]), said.getvalue()
+        except SystemExit as stop:
+            return stop.code, said.getvalue()
+
+
+@pytest.fixture(scope="session")
+def every_run(tmp_path_factory):
+    """The folder of a run of one step by each method, without labels and with."""
+    place = tmp_path_factory.mktemp("every-run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IN_TEST", "1")
+        patch.setattr(image_runs, "save_grid", lambda x, path, title: path)  # most of the time
+        for kind in KINDS:
+            method, _, labels = kind.partition("-")
+            args = ["--steps=1", "--batch=8", "--points=4", "--out", place / kind]
+            args += ["--labels"] if labels else []
+            if method not in ("teacher", "ct"):
+                args += ["--teacher", place / kind.replace(method, "teacher")]
+            status, said = command("train", f"digits-{method}", *args)
+            assert status == 0, said
+    return place
