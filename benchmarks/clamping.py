@@ -28,14 +28,15 @@ from consistency_edu.sampling import Clamped, sample_one_step
 def second_jump(model, first, level, seed):
     """Noise the answers `first` to `level`, and jump again."""
     noisy = add_noise(first, level, model.sigma_min, torch.Generator().manual_seed(seed))
-    return model(noisy, torch.full((len(first),), level))
+    return model(noisy, torch.full((len(first),), level, device=first.device))
 
 
 def batches(run, seed, count, size):
     """Yield what `run` makes of `count` noises: first answers, and both second ones, and another."""
     level, dice = run.recipe.middle, torch.Generator().manual_seed(seed)
     for number in range(count // size):
-        noise, fresh = torch.randn(size, *run.shape, generator=dice), 10_000 * seed + number
+        fresh, device = 10_000 * seed + number, next(run.model.parameters()).device
+        noise = torch.randn(size, *run.shape, generator=dice).to(device)
         first = sample_one_step(run.model, noise)
         free = second_jump(run.model, first, level, fresh)
         cut = second_jump(Clamped(run.model), first.clamp(-1, 1), level, fresh)
@@ -74,15 +75,17 @@ def reference_of(args, network):
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     moments = Moments()
     for rows in order[: args.references].split(args.batch):
-        moments.add(network(images[rows]))
+        moments.add(network(images[rows].to(args.device)))
     return moments
 
 
-def cpu():
-    """The name of this machine's processor."""
+def machine(device):
+    """The name of the GPU, or of this machine's processor and its threads."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
     lines = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = [line.split(":")[1].strip() for line in lines.splitlines() if "model name" in line]
-    return names[0] if names else platform.machine()
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} thread"
 
 
 def main():
@@ -93,15 +96,16 @@ def main():
     parser.add_argument("--samples", type=int, default=2000, help="for each seed")
     parser.add_argument("--references", type=int, default=50_000)
     parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("results/clamping.json"))
     args, start = parser.parse_args(), time.perf_counter()
-    run = load_pretrained(args.student)
-    network = load_features("efficientnet-lite0", torch.device("cpu")) if args.data else None
+    run = load_pretrained(args.student, args.device, "float32")
+    network = load_features("efficientnet-lite0", args.device) if args.data else None
     data = ["--data", Path(args.data).name] if args.data else []
     given = [word for word in sys.argv[1:] if word not in ("--data", args.data)]
     numbers = {
         "command": " ".join(["python benchmarks/clamping.py", *data, *given]),
-        "machine": f"{cpu()}, {torch.get_num_threads()} thread",
+        "machine": machine(args.device),
         "student": args.student,
         "levels": [run.recipe.sigma_max, run.recipe.middle],
         "samples": args.samples,

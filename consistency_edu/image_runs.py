@@ -319,6 +319,7 @@ def show_images(axis: viz.plt.Axes, x: Tensor, title: str = "", columns: int = 8
 
 def save_grid(x: Tensor, path: Path, title: str = "") -> Path:
     """Draw images `x` as a grid into the file `path`."""
+    image_grid(x)  # raises before a figure is open
     figure, axis = viz.plt.subplots(figsize=(5, 5), layout="constrained")
     show_images(axis, x, title)
     return viz.save_figure(figure, path)

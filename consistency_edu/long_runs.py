@@ -113,10 +113,11 @@ _HELD: set[Path] = set()  # by this process, which its own locks would let in
 def hold(folder: str | Path) -> Iterator[None]:
     """A with-block in which the run in `folder` is this process's; InputError if it is another's.
 
-    The folder is made if need be, and removed at the end if nothing has come into it.
+    The folder is made if need be, with those above it; those that stay empty are removed again.
     """
     folder = Path(folder)
-    path, is_new = folder.resolve() / ".lock", not folder.exists()
+    path = folder.resolve() / ".lock"
+    new = [place for place in path.parents if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = contextlib.nullcontext() if path in _HELD else path.open("a+")
@@ -135,8 +136,9 @@ def hold(folder: str | Path) -> Iterator[None]:
         finally:
             _HELD.remove(path)
             path.unlink(missing_ok=True)
-            if is_new and not any(path.parent.iterdir()):
-                path.parent.rmdir()
+            for place in new:
+                with contextlib.suppress(OSError):  # it is not empty
+                    place.rmdir()
 
 
 def check_free(file, path: Path) -> None:

@@ -93,10 +93,16 @@ def test_train_resume_and_not(kind, every_run, place):
     assert "use --resume, or another --out" in refused(*args)
 
 
-@pytest.mark.parametrize("kind", ["ct", "pd", "boot"])
-def test_train_from_the_weights_of_any_run(kind, every_run, place):
+@pytest.mark.parametrize("kind", ["teacher", "cd", "ct"])
+def test_train_from_the_weights_of_a_run_of_the_same_kind(kind, every_run, place):
     start = ("train", "digits-ct", "--steps=1", "--batch=8", "--start", every_run / kind)
     assert "card.md" in works(*start, "--out", "new")
+
+
+@pytest.mark.parametrize("kind", ["pd", "direct", "boot"])
+def test_weights_of_another_kind_are_refused(kind, every_run, place):
+    said = refused("train", "digits-ct", "--steps=1", "--start", every_run / kind, "--out", "new")
+    assert "start from one of" in said and not (place / "new").exists()
 
 
 def test_tables(place):

@@ -142,7 +142,7 @@ def test_files_and_folders_that_are_not_what_they_should_be(words, place):
     [
         ("sample", "--out=grid.png"),
         ("edit", "--task=interpolate", "--count=40", "--out=row.png"),
-        ("evaluate", "--features=pixels", "-n=20", "--out=numbers.json"),
+        ("evaluate", "--features=pixels", "-n=200", "--out=numbers.json"),
     ],
 )
 def test_a_full_disk_is_a_sentence_and_leaves_the_earlier_file(words, place):

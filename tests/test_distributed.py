@@ -410,12 +410,14 @@ def hung(patience=(60.0, 4.0), number=None):
             return type(error).__name__, str(error), time.monotonic() - start
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_given_up(tmp_path):
     kind, said, seconds = together(2, hung, tmp_path)[0]["result"]
     assert kind == "WorkerLost" and "has not answered for 4 s: it hangs" in said
     assert 3.5 < seconds < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_one_ctrl_c_ends_the_waiting_for_a_worker_that_hangs(number, tmp_path, monkeypatch):
     monkeypatch.setattr(long_runs, "GRACE", 2.0)
@@ -424,6 +426,7 @@ def test_one_ctrl_c_ends_the_waiting_for_a_worker_that_hangs(number, tmp_path, m
     assert kind == "Stopped" and signal.Signals(number).name in said and seconds < 8
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_heard_while_a_worker_is_awaited(tmp_path):
     place = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "PYTHONUNBUFFERED": 1}

@@ -77,10 +77,10 @@ def small_files(limit=4000):
 @pytest.mark.skipif(sys.platform == "win32", reason="limits are those of Unix")
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_full_disk_leaves_what_was_there(kind, tmp_path):
-    folder = tmp_path / "out"
+    folder, figures = tmp_path / "out", viz.plt.get_fignums()
     with pytest.raises(OSError), small_files():
         WRITERS[kind](folder)
-    assert not list(folder.iterdir()) and not viz.plt.get_fignums()
+    assert not list(folder.iterdir()) and viz.plt.get_fignums() == figures
     WRITERS[kind](folder)
     whole = content(folder)
     assert whole
@@ -96,10 +96,11 @@ def test_ctrl_c_before_the_name_is_there(kind, tmp_path, monkeypatch):
     def interrupted(*names):
         raise KeyboardInterrupt
 
+    figures = viz.plt.get_fignums()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", interrupted)
         WRITERS[kind](tmp_path)
-    assert not list(tmp_path.iterdir()) and not viz.plt.get_fignums()
+    assert not list(tmp_path.iterdir()) and viz.plt.get_fignums() == figures
 
 
 def test_several_files_come_together(tmp_path):

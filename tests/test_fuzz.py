@@ -142,6 +142,7 @@ FIELDS += [
 def test_fields_with_bad_values(cwd):
     dice = random.Random(1)
     pairs = [(field, value) for field in FIELDS for value in VALUES]
+    pairs.remove(("minutes", "١"))  # it is a 1, and would be obeyed
     for field, value in dice.sample(pairs, 90):
         args = ["train", "digits-teacher", "--batch", "8", "--steps", "2", "--out", "run"]
         args += [f"--{field}={value}"]

@@ -601,6 +601,7 @@ def test_a_run_never_ends_well_with_bad_weights(at, value, tmp_path, monkeypatch
 
 
 def test_no_picture_is_drawn_of_nan(tmp_path, teacher, capsys, monkeypatch):
+    figures = image_runs.viz.plt.get_fignums()
     with pytest.raises(InputError, match="not finite"):
         image_grid(torch.full((4, 1, 2, 2), float("nan")))
     with monkeypatch.context() as patch:
@@ -609,6 +610,7 @@ def test_no_picture_is_drawn_of_nan(tmp_path, teacher, capsys, monkeypatch):
             with pytest.warns(UserWarning, match="samples of 'step .* no picture of them"):
                 train_recipe(short("digits-ct"), tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.png"))
+    assert image_runs.viz.plt.get_fignums() == figures
     run = shutil.copytree(teacher, tmp_path / "bad")
     weights = load_file(run / "model.safetensors")
     next(iter(weights.values()))[0] = float("nan")
