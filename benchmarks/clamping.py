@@ -102,7 +102,8 @@ def main():
     run = load_pretrained(args.student, args.device, "float32")
     network = load_features("efficientnet-lite0", args.device) if args.data else None
     data = ["--data", Path(args.data).name] if args.data else []
-    given = [word for word in sys.argv[1:] if word not in ("--data", args.data)]
+    places = ("--data", args.data, "--out", str(args.out))
+    given = [word for word in sys.argv[1:] if word not in places]
     numbers = {
         "command": " ".join(["python benchmarks/clamping.py", *data, *given]),
         "machine": machine(args.device),

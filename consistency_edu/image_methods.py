@@ -74,7 +74,7 @@ class Recipe:
     method: str = "teacher"
     """teacher, cd, ct, pd, direct or boot"""
     data: str = "digits"
-    """digits, cifar10, or the path of a folder, a tar or an .npz file of images"""
+    """digits, cifar10, or the path of a folder, a tar, a zip or an .npz file of images"""
     source: str = ""
     """the recipe whose finished run is the teacher; none if empty"""
     network: str = "mlp"

@@ -66,9 +66,9 @@ def test_levels_may_differ_from_row_to_row(generator):
 
 def test_what_makes_no_sense_is_refused(generator):
     z, x0 = states(generator)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="positive eta"):
         ddim_step(z, x0, LINEAR.lam[5], LINEAR.lam[3], eta=0.5)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="way to the data"):
         ddim_step(z, x0, LINEAR.lam[3], LINEAR.lam[5], eta=0.5, noise=z)
 
 
