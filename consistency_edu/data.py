@@ -7,8 +7,8 @@ __all__ = ['TOYS', 'BOUNDS', 'SUFFIXES', 'LABELS', 'Member', 'SPLITS', 'Place', 
            'DOWNLOADS', 'AHEAD', 'Rows', 'squared_distances', 'mixture_log_density', 'Components', 'GaussianMixture',
            'check_floating', 'draw_normal', 'draw_uniform', 'of_shape', 'per_sample', 'draw_points', 'choose', 'toy',
            'spread', 'toy_batches', 'load_digits', 'tensor_batches', 'to_floats', 'to_pixels', 'check_bound',
-           'read_file', 'ImageSet', 'save_images', 'choose_device', 'load_images', 'shuffled_rows', 'ShuffledRows',
-           'ImageBatches', 'image_batches']
+           'read_file', 'ImageSet', 'save_images', 'choose_device', 'widest', 'load_images', 'shuffled_rows',
+           'ShuffledRows', 'ImageBatches', 'image_batches']
 
 # %% ../nbs/01_data.ipynb #4d9ae635
 import contextlib
@@ -922,6 +922,11 @@ def choose_device(name: str | torch.device) -> torch.device:
     return torch.device(kind if words[2] is None else f"cuda:{number}")
 
 
+def widest(device: str | torch.device) -> torch.dtype:
+    """Return the widest floating type of `device`: float64, but for a Mac's GPU float32."""
+    return torch.float32 if torch.device(device).type == "mps" else torch.float64
+
+
 def _check_room(images: Tensor, device: torch.device) -> None:
     """Raise InputError if `images` would not leave half of the free memory of a GPU."""
     if device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
@@ -1137,7 +1142,7 @@ def image_batches(
     home = image_set.images.device
     device = home if device is None else choose_device(device)
     device = home if device.type == home.type and device.index is None else device
-    at = generator.device if generator is not None else None
-    number = torch.rand(1, generator=generator, dtype=torch.float64, device=at)  # on all workers
+    at = generator.device if generator is not None else torch.device("cpu")
+    number = torch.rand(1, generator=generator, dtype=widest(at), device=at)  # on all workers
     rows = ShuffledRows(len(image_set), batch_size, int(2**31 * number), part)
     return ImageBatches(_Fetch(image_set, device), rows, with_labels, flip)

@@ -31,6 +31,7 @@ from consistency_edu.data import (
     choose,
     choose_device,
     to_pixels,
+    widest,
 )
 from .distillation import train_digit_features
 from .files import write_file
@@ -416,6 +417,12 @@ class Gathered:
     logits: Tensor | None = None
 
 
+def _sums_on(device: torch.device | None) -> torch.device | None:
+    """Return where float64 sums of what `device` computes are made: there, or on the CPU."""
+    has_none = device is not None and widest(device) == torch.float32
+    return torch.device("cpu") if has_none else device
+
+
 def _device_of(network: nn.Module) -> torch.device | None:
     return next((value.device for value in network.state_dict().values()), None)
 
@@ -435,7 +442,7 @@ def gather(network: nn.Module, images: Images, *, batch: int = 250, keep: int = 
         pixels = as_rgb(part if device is None else part.to(device))
         features = check_features(network(pixels), len(pixels), network.title)
         room = max(0, keep - moments.count)
-        moments.add(features)
+        moments.add(features.to(_sums_on(device)) if device else features)
         if room:
             kept.append(features[:room].float().cpu())
         if hasattr(network, "logits"):
@@ -576,7 +583,7 @@ def evaluate_images(
     if bias:
         warnings.warn(f"{bias}.", FewImages, stacklevel=2)
     number = min(len(seen.features), len(reference.gathered.features))
-    device = _device_of(network) or reference.gathered.moments.mean.device
+    device = _sums_on(_device_of(network)) or reference.gathered.moments.mean.device
     row = {"frechet": frechet_of_moments(seen.moments, _on(reference.gathered.moments, device))}
     if number > neighbours:
         clouds = [g.features[:number].to(device) for g in (reference.gathered, seen)]

@@ -86,6 +86,7 @@ from consistency_edu.training import (
     checksum,
     load_weights,
     progress,
+    put_on,
     set_precision,
     speed_up,
     train,
@@ -193,7 +194,7 @@ def load_run(
     name = "two_steps" if recipe.method == "pd" and steps == 2 else "model"
     load_weights(model, read_weights(folder / f"{name}.safetensors", info["sha256"].get(name)))
     device = choose_device(device)
-    model = present(recipe, model, steps).to(device).requires_grad_(False).eval()
+    model = put_on(present(recipe, model, steps), device).requires_grad_(False).eval()
     if precision == "fast":
         precision = "bfloat16" if has_bfloat16_units(device) else "float32"
     set_precision(model, PRECISIONS[precision])  # and channels last
@@ -431,7 +432,8 @@ def open_workshop(
     network = build_network(recipe, shape, len(images.classes)).to(device)
     made = (recipe, network, master and master.model, len(images.classes))
     with workers.united():
-        objective = build_objective(*made, start=first and first.model).to(device)
+        objective = build_objective(*made, start=first and first.model)
+        objective = put_on(objective, device)
         prepare(dataclasses.replace(recipe, batch=share), objective, shape, device)
     if images.images.nbytes < 2e9:
         images = images.to(device)

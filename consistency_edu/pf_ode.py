@@ -15,7 +15,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .data import InputError, draw_normal, draw_uniform, of_shape, per_sample
+from consistency_edu.data import (
+    InputError,
+    draw_normal,
+    draw_uniform,
+    of_shape,
+    per_sample,
+    widest,
+)
 from .score import DenoisingScoreMatching, call_denoiser
 
 # %% ../nbs/08_pf_ode.ipynb #134a6fe9
@@ -72,7 +79,7 @@ def heun_step(
 # %% ../nbs/08_pf_ode.ipynb #b479ce9d
 def check_decreasing(sigmas: Tensor, *, allow_zero: bool = False) -> Tensor:
     """Return `sigmas` as float64 `[N]` if they decrease and are positive, else say what to do."""
-    sigmas = torch.as_tensor(sigmas, dtype=torch.float64).reshape(-1)
+    sigmas = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu").reshape(-1)
     if len(sigmas) < 1 or not (sigmas.diff() < 0).all() or not sigmas.isfinite().all():
         raise InputError(
             "samplers walk from noise to data: give decreasing, finite sigmas "
@@ -308,7 +315,7 @@ def drop_labels(
 ) -> Tensor:
     """Replace each of `labels` `[B]` by `num_classes` ("no label") with `probability`."""
     check_probability(probability)
-    hidden = draw_uniform(labels.double(), generator) < probability
+    hidden = draw_uniform(labels.to(widest(labels.device)), generator) < probability
     return labels.masked_fill(hidden, num_classes)
 
 

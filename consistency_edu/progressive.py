@@ -31,6 +31,7 @@ from consistency_edu.data import (
     per_sample,
     toy,
     toy_batches,
+    widest,
 )
 from consistency_edu.distillation import (
     ConsistencyDistillation,
@@ -84,7 +85,7 @@ class FewStepStudent(OneStepStudent):
 
 def check_levels(sigmas: Tensor) -> Tensor:
     """Return ascending `sigmas` `[k + 1]`, from 0 or above, as float64; else say what to give."""
-    sigmas = torch.as_tensor(sigmas, dtype=torch.float64)
+    sigmas = torch.as_tensor(sigmas, dtype=widest(getattr(sigmas, "device", "cpu")))
     ascends = sigmas.ndim == 1 and len(sigmas) > 1 and (sigmas.diff() > 0).all()
     if not (ascends and 0 <= sigmas[0] and sigmas[-1] < math.inf):
         raise InputError(
@@ -162,7 +163,7 @@ class DirectDistillation(nn.Module):
             noise, options = draw_normal(x, generator), {"solver": self.solver, "labels": labels}
             return make_pairs(self.teacher, noise, self.sigmas, batch_size=len(x), **options)
         count = len(self.pairs.noise)
-        rows = (draw_uniform(x, generator).double() * count).long().clamp(max=count - 1)
+        rows = (draw_uniform(x, generator).to(widest(x.device)) * count).long().clamp(max=count - 1)
         pick = lambda part: None if part is None else part[rows.to(part.device)].to(x.device)
         return Pairs(*map(pick, self.pairs))
 

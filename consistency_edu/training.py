@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['RUNAWAY', 'EMA', 'move_towards', 'cosine_rate', 'constant_rate', 'TrainingDiverged', 'check_loss', 'check_weights',
            'read_later', 'add_gradient', 'make_optimizer', 'TrainState', 'repeat', 'train', 'Fitted', 'progress', 'fit',
-           'set_precision', 'compile_networks', 'randomness_of', 'set_randomness', 'from_seed', 'try_out', 'speed_up',
-           'or_uncompiled', 'weights_of', 'numbers_of', 'pack', 'checksum', 'write_bytes', 'save_checkpoint',
-           'Checkpoint', 'DamagedCheckpoint', 'unpack', 'load_checkpoint', 'load_weights', 'check_checkpoint',
-           'restore', 'restore_randomness']
+           'put_on', 'set_precision', 'compile_networks', 'randomness_of', 'set_randomness', 'from_seed', 'try_out',
+           'speed_up', 'or_uncompiled', 'weights_of', 'numbers_of', 'pack', 'checksum', 'write_bytes',
+           'save_checkpoint', 'Checkpoint', 'DamagedCheckpoint', 'unpack', 'load_checkpoint', 'load_weights',
+           'check_checkpoint', 'restore', 'restore_randomness']
 
 # %% ../nbs/05_training.ipynb #4b020643
 import contextlib
@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .data import InputError, of_shape
+from .data import InputError, of_shape, widest
 from .files import reason_of, sync
 from .networks import Stage, UNet
 
@@ -107,7 +107,7 @@ def check_weights(weights: Iterable[Tensor], step: int, limit: float = RUNAWAY) 
     It waits for the GPU: its place is where weights are kept, not in each step.
     """
     weights = [w.detach() for w in weights if w.is_floating_point() and w.numel()]
-    sizes = [w.abs().amax().double().cpu() for w in weights]
+    sizes = [w.abs().amax().cpu().double() for w in weights]
     if sizes and not (torch.stack(sizes) < limit).all():
         raise TrainingDiverged(
             f"after step {step} some weights are not finite or not below {limit:g}, and none are "
@@ -305,6 +305,11 @@ def fit(
     return Fitted(state.ema.model, losses, time.perf_counter() - start)
 
 # %% ../nbs/05_training.ipynb #5eed0003
+def put_on(module: nn.Module, device: torch.device) -> nn.Module:
+    """Return `module` on `device`; where that has no float64, its grids become float32."""
+    return (module.float() if widest(device) == torch.float32 else module).to(device)
+
+
 def set_precision(module: nn.Module, precision: torch.dtype | None) -> None:
     """Let all U-Nets in `module` compute in `precision`, channels last; the weights stay."""
     for part in module.modules():

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from consistency_edu import files, image_runs
+from consistency_edu import data, evaluation, files, image_runs, pf_ode, progressive, training
 from consistency_edu.cli import main
 from consistency_edu.data import BOUNDS, InputError
 from consistency_edu.image_methods import Recipe, override
@@ -697,3 +697,30 @@ def test_a_line_of_metrics_is_whole_or_not_there(tmp_path, monkeypatch):
         with pytest.raises(OSError):
             image_runs.add_line(path, '{"step": 50}')
     assert path.read_text() == "{}\n"
+
+
+# ------------------------------------------------------------------ devices without float64
+
+
+def floats_of(module):
+    values = [*module.parameters(), *module.buffers()]
+    return {value.dtype for value in values if value.is_floating_point()}
+
+
+@pytest.mark.parametrize("method", ["cd", "ct", "pd", "direct", "boot"])
+def test_where_float64_is_missing_runs_go_on_in_float32(method, teacher, tmp_path, monkeypatch):
+    for module in (data, evaluation, pf_ode, progressive, training):
+        monkeypatch.setattr(module, "widest", lambda device: torch.float32)  # as on a Mac's GPU
+    opened, real = [], image_runs.prepare
+    monkeypatch.setattr(image_runs, "prepare", lambda *a: opened.append(a[1]) or real(*a))
+    options = {} if method == "ct" else {"teacher": teacher}
+    folder = train_recipe(short(f"digits-{method}", steps=2), tmp_path / "run", **options)
+    run = load_run(folder)
+    noise = torch.randn(4, *run.shape)
+    assert floats_of(opened[0]) | floats_of(run.model) == {torch.float32}
+    assert run.sample(noise).dtype == torch.float32 and run.sample(noise).isfinite().all()
+
+
+def test_only_a_macs_gpu_lacks_float64():
+    assert data.widest("mps") == torch.float32
+    assert data.widest("cpu") == data.widest(torch.device("cuda:1")) == torch.float64
