@@ -49,7 +49,7 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     differentiable in every mode.
     """
     total = a.new_zeros(len(a), len(b))
-    for ours, theirs in zip(a.T, b.T):
+    for ours, theirs in zip(a.T.contiguous(), b.T.contiguous()):
         gap = ours[:, None] - theirs
         total = torch.addcmul(total, gap, gap)
     return total
