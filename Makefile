@@ -40,7 +40,7 @@ test: $(DEV_STAMP) check docs  ## everything CI checks: export, notebooks, site,
 	$(QUIET) $(BIN)/nbdev_test --n_workers 2 --do_print --timing
 	$(QUIET) $(BIN)/python -m pytest -q tests -m slow
 
-check: $(DEV_STAMP)  ## the part of the tests that takes about 2 minutes
+check: $(DEV_STAMP)  ## the part of the tests that takes about 8 minutes
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
 	$(QUIET) $(BIN)/python -m pytest -q tests -m "not slow"

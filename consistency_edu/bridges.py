@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['STORAGES', 'REBUILD', 'CONTAINERS', 'HARMLESS', 'PARTS', 'Clipped', 'COURSE_UNET', 'Record', 'RecordDict',
            'rebuild_record', 'rebuild_storage', 'rebuild_tensor', 'NumberKind', 'rebuild_number', 'Refused',
-           'SafeUnpickler', 'read_pickle', 'named_tensors', 'EDMShape', 'edm_shape', 'stage_names', 'tensor_names',
-           'check_tensors', 'expected_shapes', 'waves', 'heads_apart', 'label_rows', 'from_edm_state', 'EDMTeacher',
-           'class_of', 'edm_teacher', 'load_edm', 'check_groups', 'edm_state', 'heads_together', 'check_sayable',
-           'need_diffusers', 'DiffusersBackbone', 'check_classes', 'from_diffusers', 'levels_of', 'load_parts',
-           'component', 'check_report', 'pipeline_timesteps', 'grid_of', 'to_diffusers', 'as_diffusers', 'unet_options',
-           'head_size', 'course_unet', 'wrap_unet', 'run_card', 'model_card']
+           'SafeUnpickler', 'read_pickle', 'check_places', 'named_tensors', 'EDMShape', 'edm_shape', 'stage_names',
+           'tensor_names', 'check_tensors', 'expected_shapes', 'waves', 'heads_apart', 'label_rows', 'from_edm_state',
+           'EDMTeacher', 'class_of', 'edm_teacher', 'load_edm', 'check_groups', 'edm_state', 'heads_together',
+           'check_sayable', 'need_diffusers', 'DiffusersBackbone', 'check_classes', 'from_diffusers', 'levels_of',
+           'load_parts', 'component', 'check_report', 'pipeline_timesteps', 'grid_of', 'to_diffusers', 'as_diffusers',
+           'unet_options', 'head_size', 'course_unet', 'wrap_unet', 'run_card', 'model_card']
 
 # %% ../nbs/17_bridges.ipynb #br000004
 import importlib
@@ -18,6 +18,7 @@ import io
 import json
 import math
 import pickle
+import pickletools
 import re
 import shutil
 import struct
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from .consistency import ConsistencyModel, skip_coefficients
-from .data import InputError
+from .data import InputError, read_file
 from .files import reason_of
 from .networks import GroupNorm, SelfAttention, UNet, double
 from .pf_ode import EDMDenoiser, karras_sigmas
@@ -151,8 +152,11 @@ def read_pickle(path: str | Path) -> object:
     Raises InputError that names the first thing which is neither.
     """
     try:
-        with Path(path).open("rb") as file:
-            return SafeUnpickler(file).load()
+        content = read_file(Path(path), "bytes of weights")
+        check_places(content)
+        return SafeUnpickler(io.BytesIO(content)).load()
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"cannot read '{path}' ({error.strerror}): give a file.") from None
     except Refused as wish:
@@ -164,6 +168,16 @@ def read_pickle(path: str | Path) -> object:
         raise InputError(
             f"'{path}' is not a whole pickle of EDM's ({error}): fetch it again."
         ) from None
+
+
+def check_places(content: bytes) -> None:
+    """Raise ValueError if the pickle `content` claims more places to remember than it has bytes.
+
+    The reader would make room for all of them.
+    """
+    for code, value, _ in pickletools.genops(content):
+        if code.name.endswith("PUT") and int(value) > len(content):
+            raise ValueError(f"it claims {value:,} places to remember")
 
 # %% ../nbs/17_bridges.ipynb #br000020
 def named_tensors(record: Record, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -502,7 +502,7 @@ def test_broken_files_are_refused(file, tmp_path):
             load_edm(tmp_path / name)
     with pytest.raises(InputError, match="cannot read"):
         load_edm(tmp_path / "missing.pkl")
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="is a folder, a pipe or a device"):
         load_edm(tmp_path)
     for thing in (None, 3, {"ema": None}, {"other": {}}, [1], {"ema": torch.zeros(3)}):
         (tmp_path / "other.pkl").write_bytes(pickle.dumps(thing))
@@ -992,3 +992,13 @@ def test_importing_the_module_does_not_import_diffusers():
     assert imports and not any("diffusers" in line for line in imports)
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         bridges.Nothing  # noqa: B018
+
+
+def test_a_pickle_gets_no_more_room_than_it_has_bytes(tmp_path):
+    bomb = b"\x80\x02Nr" + (10**7).to_bytes(4, "little") + b"."
+    for content in (bomb, b"Np10000000\n."):
+        (tmp_path / "teacher.pkl").write_bytes(content)
+        with pytest.raises(InputError, match="10,000,000 places to remember"):
+            read_pickle(tmp_path / "teacher.pkl")
+    with pytest.raises(InputError, match="folder, a pipe or a device"):
+        read_pickle(tmp_path)
