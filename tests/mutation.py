@@ -1,12 +1,15 @@
 """Break each line that matters, one at a time, and see that a test notices.
 
-    python tests/mutation.py                       # all mutants, about 3 s each, on 2 processes
+    python tests/mutation.py                       # all mutants, 1 to 2 s each, on 2 processes
     python tests/mutation.py distillation boot     # those of these modules
 
 The mutants of a module stand in `tests/mutants/MODULE.json`: a list of
 {"line": ..., "broken": ..., "why": ...}, where "line" is the text of one line of
 `consistency_edu/MODULE.py`, stripped, and there only once.  For each, the project is copied, the
 line is replaced, and `tests/test_MODULE.py` (and what "tests" names) must fail there.
+First all these tests run on the unbroken project, where they must pass, and it is noted which
+lines each of them passes through: a mutant meets the quickest tests of its line first, and all
+of its tests if it survives them.
 The last line says how many were caught; the exit status is 0 only if all were.
 """
 
@@ -18,6 +21,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,36 +39,41 @@ def mutants(modules):
             yield {"module": module, **mutant}
 
 
+def place_of(text, mutant):
+    """The number, from 1, of the line of `mutant` in the source `text`."""
+    wanted = mutant["line"].strip()
+    found = [k for k, line in enumerate(text.splitlines(), 1) if line.strip() == wanted]
+    if len(found) != 1:
+        raise SystemExit(f"{mutant['module']}: {len(found)} lines read '{wanted}'")
+    return found[0]
+
+
 def broken(text, mutant):
     """The source `text` with the line of `mutant` replaced, its indentation kept."""
-    lines = text.splitlines(keepends=True)
-    found = [i for i, line in enumerate(lines) if line.strip() == mutant["line"].strip()]
-    if len(found) != 1:
-        raise SystemExit(f"{mutant['module']}: {len(found)} lines read '{mutant['line']}'")
-    indent = lines[found[0]][: -len(lines[found[0]].lstrip())]
-    lines[found[0]] = indent + mutant["broken"].strip() + "\n"
+    lines, k = text.splitlines(keepends=True), place_of(text, mutant) - 1
+    indent = lines[k][: -len(lines[k].lstrip())]
+    lines[k] = indent + mutant["broken"].strip() + "\n"
     return "".join(lines)
 
 
-def pytest(folder, module, also=()):
-    """Run the tests of `module` in the copy of the project in `folder`; return pytest's status.
+def pytest(folder, tests, note=None):
+    """Run `tests` of the copy of the project in `folder`; return pytest's status.
 
-    They run in a fork of this process, which has imported PyTorch and all else that is slow.
+    They run in a fork of this process, which has imported PyTorch and all else that is slow.  The
+    file `note` gets what they pass through (see Reach).
     """
-    child = FORK.Process(target=work, args=(folder, [f"tests/test_{module}.py", *also]))
+    child = FORK.Process(target=work, args=(folder, tests, note))
     child.start()
     child.join(LIMIT)
     if child.is_alive():
         child.kill()
         child.join()
         return 1  # a loop that never ends does not pass either
-    if child.exitcode not in (0, 1, 2):  # others: broken so badly that pytest was interrupted
-        raise SystemExit(f"pytest could not run for {module}: status {child.exitcode}")
     return child.exitcode
 
 
-def work(folder, files):
-    """What a fork does: pytest, silently, on the `files` of the copy in `folder`."""
+def work(folder, tests, note):
+    """What a fork does: pytest, silently, on the `tests` of the copy in `folder`."""
     os.chdir(folder)
     os.environ["PYTHONPATH"] = str(folder)
     sys.path[:] = [str(folder), *(path for path in sys.path if path != str(ROOT))]
@@ -72,7 +81,39 @@ def work(folder, files):
         for stream in (1, 2):
             os.dup2(nowhere.fileno(), stream)
     options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
-    os._exit(int(importlib.import_module("pytest").main([*options, *files])))
+    reach = Reach(str(folder / "consistency_edu"))
+    plugins = [reach] if note else []
+    status = int(importlib.import_module("pytest").main([*options, *tests], plugins=plugins))
+    if note:
+        note.write_text(json.dumps(reach.tests))
+    os._exit(status)
+
+
+class Reach:
+    """A plugin of pytest that notes seconds and lines, MODULE:NUMBER, of each test of a package."""
+
+    def __init__(self, package):
+        self.package, self.tests, self.lines = package, {}, set()
+
+    def enter(self, frame, event, arg):
+        """Follow a call if it is one of the package."""
+        return self.step if frame.f_code.co_filename.startswith(self.package) else None
+
+    def step(self, frame, event, arg):
+        """Note a line."""
+        self.lines.add((frame.f_code.co_filename, frame.f_lineno))
+        return self.step
+
+    def pytest_runtest_logstart(self):
+        """Begin anew for the next test."""
+        self.lines, self.start = set(), time.perf_counter()
+        sys.settrace(self.enter)
+
+    def pytest_runtest_logfinish(self, nodeid):
+        """Keep what the test has passed through."""
+        sys.settrace(None)
+        lines = sorted(f"{Path(name).stem}:{number}" for name, number in self.lines)
+        self.tests[nodeid] = (time.perf_counter() - self.start, lines)
 
 
 def copy(folder):
@@ -83,22 +124,48 @@ def copy(folder):
         (folder / name).symlink_to(ROOT / name)
 
 
-def is_caught(mutant):
+def files_of(mutant):
+    """The test files that have to notice `mutant`."""
+    return [f"tests/test_{mutant['module']}.py", *mutant.get("tests", ())]
+
+
+def reach_of(file):
+    """What the tests in `file` pass through, on the unbroken project; they have to pass."""
+    with tempfile.TemporaryDirectory() as name:
+        copy(Path(name))
+        note = Path(name) / "note.json"
+        if pytest(Path(name), [file], note) != 0:
+            raise SystemExit(f"{file} fails without any mutant: mend that first")
+        return json.loads(note.read_text())
+
+
+def quickest(mutant, number, reach, most=12):
+    """The tests of `mutant` that pass through line `number` of its module, the quickest first."""
+    place, files = f"{mutant['module']}:{number}", set(files_of(mutant))
+    found = [
+        (seconds, test)
+        for file in files
+        for test, (seconds, lines) in reach[file].items()
+        if place in lines
+    ]
+    return [test for _, test in sorted(found)[:most]]
+
+
+def is_caught(mutant, reach):
     """Whether a test fails once `mutant` has replaced its line."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         copy(folder)
         path = folder / "consistency_edu" / f"{mutant['module']}.py"
-        path.write_text(broken(path.read_text(encoding="utf-8"), mutant), encoding="utf-8")
-        return pytest(folder, mutant["module"], mutant.get("tests", ())) != 0
-
-
-def are_sound(module):
-    """Whether the tests of `module` pass on the unbroken project."""
-    with tempfile.TemporaryDirectory() as name:
-        copy(Path(name))
-        also = {t for mutant in mutants([module]) for t in mutant.get("tests", ())}
-        return pytest(Path(name), module, sorted(also)) == 0
+        text = path.read_text(encoding="utf-8")
+        path.write_text(broken(text, mutant), encoding="utf-8")
+        tests = quickest(mutant, place_of(text, mutant), reach)
+        if tests and pytest(folder, tests) in (1, 2):
+            return True
+        status = pytest(folder, files_of(mutant))
+        if status not in (0, 1, 2):  # others: broken so badly that pytest was interrupted
+            raise SystemExit(f"pytest could not run for {mutant}: status {status}")
+        return status != 0
 
 
 def main():
@@ -111,12 +178,12 @@ def main():
     for name in [*SLOW.split(), "sklearn.neural_network", "torchvision.datasets"]:
         importlib.import_module(name)
     modules = args.modules or sorted(path.stem for path in MUTANTS.glob("*.json"))
-    for module in modules:
-        if not are_sound(module):
-            raise SystemExit(f"the tests of {module} fail without any mutant: mend them first")
     todo, caught = list(mutants(modules)), 0
+    files = sorted({file for mutant in todo for file in files_of(mutant)})
     with ThreadPoolExecutor(args.workers) as pool:
-        for mutant, is_dead in zip(todo, pool.map(is_caught, todo)):
+        reach = dict(zip(files, pool.map(reach_of, files)))
+        print(f"{sum(map(len, reach.values()))} tests pass without any mutant", flush=True)
+        for mutant, is_dead in zip(todo, pool.map(is_caught, todo, [reach] * len(todo))):
             caught += is_dead
             verdict = "caught" if is_dead else "MISSED"
             print(
