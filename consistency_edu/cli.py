@@ -571,8 +571,8 @@ def evaluate_command(config: EvaluateConfig) -> None:
     runs = check_evaluation(config)
     recipe = runs[0].recipe if runs else None
     device = choose_device(config.device or (recipe.device if runs else "cpu"))
-    network = load_features(config.features, device, trust=config.trust)
     images, judged = images_to_compare(config, runs)
+    network = load_features(config.features, device, trust=config.trust)
     options = {"batch": config.batch, "cache": DOWNLOADS / "references"}
     reference = reference_of(images, network, **options)
     source = config.reference or recipe.data

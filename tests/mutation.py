@@ -163,7 +163,7 @@ def is_caught(mutant, reach):
         if tests and pytest(folder, tests) in (1, 2):
             return True
         status = pytest(folder, files_of(mutant))
-        if status not in (0, 1, 2):  # others: broken so badly that pytest was interrupted
+        if status in (3, 4, 5):  # others: broken so badly that pytest was interrupted
             raise SystemExit(f"pytest could not run for {mutant}: status {status}")
         return status != 0
 

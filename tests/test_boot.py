@@ -155,6 +155,7 @@ def test_the_student_answers_at_sigma_max_alone(generator):
     student, last = BootStudent(model), torch.full((50,), 0.002)
     expected = model(noise, last) + 0.002 * noise
     assert torch.allclose(sample_one_step(student, noise), expected, atol=1e-6)
+    assert torch.allclose(student(5.0 * noise, torch.full((50,), 5.0)), expected, atol=1e-6)
     with pytest.raises(InputError, match="sample it in one step"):
         student(noise, torch.full((50,), 4.9))
 
