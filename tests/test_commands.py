@@ -89,7 +89,8 @@ def test_train_resume_and_not(kind, every_run, place):
     method, _, labels = kind.partition("-")
     args = ["train", f"digits-{method}", "--steps=1", "--batch=8", "--points=4"]
     args += ["--out", every_run / kind, *(["--labels"] if labels else [])]
-    assert "card.md" in works(*args, "--resume")
+    said = works(*args, "--resume")
+    assert "card.md" in said and "First its teacher" not in said
     assert "use --resume, or another --out" in refused(*args)
 
 
