@@ -724,3 +724,10 @@ def test_where_float64_is_missing_runs_go_on_in_float32(method, teacher, tmp_pat
 def test_only_a_macs_gpu_lacks_float64():
     assert data.widest("mps") == torch.float32
     assert data.widest("cpu") == data.widest(torch.device("cuda:1")) == torch.float64
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_not_loaded(value, tmp_path):
+    save_file({"a": torch.tensor([0.0, value])}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="some weights are not finite"):
+        image_runs.read_weights(tmp_path / "model.safetensors")
