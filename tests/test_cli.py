@@ -1,8 +1,6 @@
 """The command line: exit statuses, one sentence for bad input, and files that are always whole."""
 
-import contextlib
 import dataclasses
-import io
 import json
 import os
 import shutil
@@ -13,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import COMMAND, quiet_environment, run_cli
+from conftest import COMMAND, command, quiet_environment, run_cli
 from PIL import Image
 
 from consistency_edu import cli, image_runs
@@ -22,7 +20,6 @@ from consistency_edu.cli import (
     COMMANDS,
     labels_for,
     levels_of,
-    main,
     noise_for,
     parse,
     split_changes,
@@ -112,12 +109,12 @@ def test_from_nothing_the_teacher_comes_first(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_tables_of_what_there_is(tmp_path):
-    for command, words in (
+    for name, words in (
         ("recipes", "cifar10-boot-mini"),
         ("doctor", "torch"),
         ("sweep", "runs"),
     ):
-        done = run_cli(command, cwd=tmp_path)
+        done = run_cli(name, cwd=tmp_path)
         assert done.returncode == 0 and words in done.stdout, done.stderr
     done = run_cli("sweep", "boott", cwd=tmp_path)
     assert done.returncode == 2 and "there is no sweep" in sentence(done)
@@ -193,16 +190,6 @@ def test_ctrl_c_leaves_what_is_finished(tmp_path):
 
 
 # ------------------------------------------------------------------ in this process
-
-
-def command(*args):
-    """Run `args`; return the exit status and what was said."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-        try:
-            return main([str(arg) for arg in args]), said.getvalue()
-        except SystemExit as stop:
-            return stop.code, said.getvalue()
 
 
 @pytest.fixture(scope="module")

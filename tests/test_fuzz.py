@@ -4,7 +4,6 @@ All commands run in this process, in a folder of their own.  What is mangled: co
 recipes' fields, image archives and folders, checkpoints, and the folders of finished runs.
 """
 
-import contextlib
 import io
 import json
 import os
@@ -16,10 +15,10 @@ import zipfile
 
 import numpy as np
 import pytest
+from conftest import command
 from PIL import Image
 
 from consistency_edu import data
-from consistency_edu.cli import main
 from consistency_edu.image_methods import override
 from consistency_edu.image_recipes import RECIPES
 from consistency_edu.image_runs import train_recipe
@@ -41,17 +40,6 @@ def listing(folder, but=()):
     """All files below `folder` with their content, but those below `but`."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {p: checksum(p.read_bytes()) for p in files if not {*but} & {*p.parents}}
-
-
-def command(*args):
-    """Run the command line `args`; return its status and all that it said."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-        try:
-            status = main([str(arg) for arg in args])
-        except SystemExit as stop:
-            status = stop.code
-    return status, said.getvalue()
 
 
 def is_refused(kind, *args, cwd, outs=(), may_work=False):
