@@ -405,10 +405,10 @@ class SweepConfig:
 def all_sweeps() -> dict[str, Sweep]:
     """Return the sweeps of all chapters by name."""
     found: dict[str, Sweep] = {}
-    for info in pkgutil.iter_modules(consistency_edu.__path__):
-        if info.name.startswith("_") or info.name == "cli":
+    for info in pkgutil.walk_packages(consistency_edu.__path__, "consistency_edu."):
+        if info.name.rpartition(".")[2].startswith("_") or info.name == "consistency_edu.cli":
             continue
-        module = importlib.import_module(f"consistency_edu.{info.name}")
+        module = importlib.import_module(info.name)
         for name in (n for n in vars(module) if n.endswith("_SWEEPS")):
             found |= {sweep.name: sweep for sweep in getattr(module, name).values()}
     return dict(sorted(found.items()))

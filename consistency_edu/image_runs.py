@@ -15,6 +15,7 @@ __all__ = ['RATES', 'PRETRAINED', 'NO_BOOKS', 'FREE', 'OTHERS', 'Pace', 'Run', '
 # %% ../nbs/18_image_runs.ipynb #ru000004
 import contextlib
 import dataclasses
+import importlib.resources
 import json
 import math
 import os
@@ -32,7 +33,6 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-import consistency_edu
 from . import viz
 from .bridges import EDMTeacher, edm_teacher
 from consistency_edu.data import (
@@ -265,7 +265,7 @@ def read_weights(path: Path, expected: str | None = None) -> dict[str, Tensor]:
         raise InputError(f"cannot load '{path}' ({error}): copy the run anew.") from None
 
 # %% ../nbs/18_image_runs.ipynb #ps000002
-PRETRAINED = Path(consistency_edu.__path__[0]) / "pretrained"
+PRETRAINED = Path(str(importlib.resources.files("consistency_edu") / "pretrained"))
 
 
 def pretrained_names() -> tuple[str, ...]:

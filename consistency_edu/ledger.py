@@ -31,14 +31,16 @@ def printed(notebook: Path) -> list[str]:
 
 
 def read_ledger(folder: Path) -> dict[str, tuple[str, str]]:
-    """Return what the notebooks in `folder` measured: claim -> (notebook's name, result).
+    """Return what the notebooks in `folder` measured: claim -> (notebook, result).
 
+    Notebooks are named by their path in `folder`, without the ending: "lab/11_distillation".
     Raises ValueError if two notebooks measure a claim under the same name.
     """
     found: dict[str, tuple[str, str]] = {}
-    for notebook in sorted(folder.glob("[0-9]*.ipynb")):
+    for notebook in sorted(folder.rglob("[0-9]*.ipynb")):
+        name = notebook.relative_to(folder).with_suffix("").as_posix()
         for claim, result in (m.groups() for line in printed(notebook) if (m := LINE.match(line))):
-            if claim in found and found[claim][0] != notebook.stem:
-                raise ValueError(f"{found[claim][0]} and {notebook.stem} both measure '{claim}'.")
-            found[claim] = (notebook.stem, result)
+            if claim in found and found[claim][0] != name:
+                raise ValueError(f"{found[claim][0]} and {name} both measure '{claim}'.")
+            found[claim] = (name, result)
     return found

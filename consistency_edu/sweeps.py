@@ -133,9 +133,9 @@ class Spread(NamedTuple):
 def load_sweep(name: str, folder: str | Path = FOLDER) -> list[dict]:
     """Return the rows of the sweep `name`: setting, seed and numbers in one dict each.
 
-    Looks in `folder` and, for notebooks, which run one folder down, in its neighbour.
+    Looks in `folder` and, for notebooks, which run one or two folders down, beside those.
     """
-    places = [Path(folder) / f"{name}.json", Path("..") / folder / f"{name}.json"]
+    places = [Path(up) / folder / f"{name}.json" for up in ("", "..", "../..")]
     for path in places:
         if path.exists():
             return stored(path)["rows"]

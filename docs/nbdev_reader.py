@@ -28,7 +28,8 @@ def link_pages(outputs: list) -> None:
     for out in outputs:
         markdown = out.get("data", {}).get("text/markdown")
         if markdown:
-            out["data"]["text/markdown"] = re.sub(r"\]\((\w+)\.ipynb\)", r"](\1.html)", markdown)
+            pages = re.sub(r"\]\(([\w./]+)\.ipynb\)", r"](\1.html)", markdown)
+            out["data"]["text/markdown"] = pages
 
 
 def read(text: str, fold_exports: bool = False, for_site: bool = False) -> nbformat.NotebookNode:

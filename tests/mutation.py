@@ -6,7 +6,8 @@
 The mutants of a module stand in `tests/mutants/MODULE.json`: a list of
 {"line": ..., "broken": ..., "why": ...}, where "line" is the text of one line of
 `consistency_edu/MODULE.py`, stripped, and there only once.  For each, the project is copied, the
-line is replaced, and `tests/test_MODULE.py` (and what "tests" names) must fail there.
+line is replaced, and `tests/test_MODULE.py` (and what "tests" names) must fail there.  A module of
+a subpackage is called PACKAGE.MODULE, its tests test_PACKAGE_MODULE.py.
 First all these tests run on the unbroken project, where they must pass, and it is noted which
 lines each of them passes through: a mutant meets the quickest tests of its line first, and all
 of its tests if it survives them.
@@ -37,6 +38,11 @@ def mutants(modules):
     for module in modules:
         for mutant in json.loads((MUTANTS / f"{module}.json").read_text(encoding="utf-8")):
             yield {"module": module, **mutant}
+
+
+def source_of(module):
+    """Where the source of `module` stands in the project."""
+    return Path("consistency_edu", *module.split(".")).with_suffix(".py")
 
 
 def place_of(text, mutant):
@@ -104,6 +110,10 @@ class Reach:
         self.lines.add((frame.f_code.co_filename, frame.f_lineno))
         return self.step
 
+    def module(self, name):
+        """The dotted name of the module whose file is called `name`."""
+        return ".".join(Path(name).relative_to(self.package).with_suffix("").parts)
+
     def pytest_runtest_logstart(self):
         """Begin anew for the next test."""
         self.lines, self.start = set(), time.perf_counter()
@@ -112,7 +122,7 @@ class Reach:
     def pytest_runtest_logfinish(self, nodeid):
         """Keep what the test has passed through."""
         sys.settrace(None)
-        lines = sorted(f"{Path(name).stem}:{number}" for name, number in self.lines)
+        lines = sorted(f"{self.module(name)}:{number}" for name, number in self.lines)
         self.tests[nodeid] = (time.perf_counter() - self.start, lines)
 
 
@@ -126,7 +136,8 @@ def copy(folder):
 
 def files_of(mutant):
     """The test files that have to notice `mutant`."""
-    return [f"tests/test_{mutant['module']}.py", *mutant.get("tests", ())]
+    own = f"tests/test_{mutant['module'].replace('.', '_')}.py"
+    return [own, *mutant.get("tests", ())]
 
 
 def reach_of(file):
@@ -156,7 +167,7 @@ def is_caught(mutant, reach):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         copy(folder)
-        path = folder / "consistency_edu" / f"{mutant['module']}.py"
+        path = folder / source_of(mutant["module"])
         text = path.read_text(encoding="utf-8")
         path.write_text(broken(text, mutant), encoding="utf-8")
         tests = quickest(mutant, place_of(text, mutant), reach)

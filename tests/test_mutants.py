@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("tests/mutants/*.json")), ids=lambda f: f.stem)
 def test_the_lines_that_mutants_break_are_there_once(file):
-    source = (ROOT / "consistency_edu" / f"{file.stem}.py").read_text(encoding="utf-8")
+    path = ROOT / "consistency_edu" / f"{file.stem.replace('.', '/')}.py"
+    source = path.read_text(encoding="utf-8")
     lines = [line.strip() for line in source.splitlines()]
     for mutant in json.loads(file.read_text(encoding="utf-8")):
         count = lines.count(mutant["line"].strip())

@@ -8,29 +8,128 @@ import re
 import pytest
 from conftest import ROOT
 
-NBS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
-EXPORTS = [re.findall(r"#\| default_exp (\w+)", p.read_text(encoding="utf-8")) for p in NBS]
-STAIRS = [names[0] if names else "" for names in EXPORTS]  # file names carry the order
+NBS = sorted(p for p in (ROOT / "nbs").rglob("[0-9]*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+PACKAGE = ROOT / "consistency_edu"
+MODULES = sorted(PACKAGE.rglob("[!_]*.py"))
 # nothing to draw there
 HELPERS = {"00_exercises", "00_files", "00_ledger", "00_sweeps", "19_cli", "90_claims"}
-MODULES = sorted((ROOT / "consistency_edu").glob("[!_]*.py"))
+# what each part of the package may import besides the modules above it in its own part
+BELOW = {"": (), "images": ("",), "experiments": ("", "images")}
 
 
-def ours(path):
-    """The modules of the package that the module at `path` imports."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            yield from [node.module] if node.module else [alias.name for alias in node.names]
+def dotted(path):
+    """The name of the module at `path` inside the package: "boot", "experiments.boot"."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def part_of(name):
+    """The subpackage of a module's dotted name, "" for the core."""
+    return name.rpartition(".")[0]
+
+
+def stairs():
+    """The modules in the order in which the table of contents has their notebooks."""
+    pages = re.findall(r"- file: (\S+)", (ROOT / "docs" / "_toc.yml").read_text(encoding="utf-8"))
+    texts = [(ROOT / "nbs" / f"{page}.ipynb").read_text(encoding="utf-8") for page in pages]
+    return [name for text in texts for name in re.findall(r"#\| default_exp ([\w.]+)", text)]
+
+
+STAIRS = stairs()
+
+
+def named(node, part):
+    """The dotted names, from "consistency_edu" on, of what an import statement may import."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        here = ["consistency_edu", *filter(None, part.split("."))]
+        base = here[: len(here) + 1 - node.level] if node.level else []
+        source = ".".join([*base, *filter(None, [node.module])])
+        return [f"{source}.{alias.name}" for alias in node.names]
+    if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+        function = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        if function in ("import_module", "__import__"):
+            return [str(node.args[0].value)]
+    return []
+
+
+def ours(source, part=""):
+    """The modules of the package that `source`, of a module in `part`, imports in any form.
+
+    The package itself, whose __init__ leads to everything, counts as "".
+    """
+    modules = {dotted(path) for path in MODULES}
+    for node in ast.walk(ast.parse(source)):
+        for name in named(node, part):
+            first, *rest = name.split(".")
+            if first != "consistency_edu":
+                continue
+            if rest and rest[0].startswith("__"):  # the version, say, is no module
+                continue
+            while rest and ".".join(rest) not in modules:
+                rest.pop()
+            yield ".".join(rest)
+
+
+def strangers(name, source):
+    """What the module `name` imports, by its `source`, that its reader has not met yet."""
+    above, part = STAIRS[: STAIRS.index(name)], part_of(name)
+    if name == "cli":  # the commands lead to everything
+        return []
+    allowed = {m for m in above if part_of(m) == part}
+    allowed |= {m for m in STAIRS if part_of(m) in BELOW[part] and m != "cli"}
+    return sorted(set(ours(source, part)) - allowed)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_modules_import_only_from_above(path):
-    assert path.stem in STAIRS, f"{path.name} has no notebook"
-    below = [m for m in ours(path) if STAIRS.index(m) >= STAIRS.index(path.stem)]
-    assert not below, f"{path.stem} imports {below}, which the reader has not met yet"
+    assert dotted(path) in STAIRS, f"{path.name} has no notebook in docs/_toc.yml"
+    found = strangers(dotted(path), path.read_text(encoding="utf-8"))
+    assert not found, f"{dotted(path)} imports {found}, which the reader has not met yet"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+UPWARDS = [
+    "from .boot import Boot",
+    "from consistency_edu.boot import Boot",
+    "from consistency_edu.boot import (\n    Boot,\n)",
+    "from consistency_edu import boot",
+    "from consistency_edu import (\n    score,\n    boot,\n)",
+    "from . import boot",
+    "import consistency_edu.boot",
+    "import math, consistency_edu.boot as b",
+    "def late():\n    from .boot import Boot",
+    "import importlib\nimportlib.import_module('consistency_edu.boot')",
+    "__import__('consistency_edu.boot')",
+    "import consistency_edu",
+    "from consistency_edu import Boot",
+]
+
+
+@pytest.mark.parametrize("source", UPWARDS)
+def test_no_form_of_import_leads_up_unseen(source):
+    assert strangers("distillation", source), f"'{source}' was not seen"
+    down = source.replace("boot", "score")
+    assert down == source or not strangers("distillation", down)
+
+
+@pytest.mark.parametrize("part", ["experiments", "images"])
+def test_the_core_reaches_neither_experiments_nor_images(part):
+    above = [name for name in STAIRS if part_of(name) == part][:1]
+    for name in above:
+        *_, last = (m for m in STAIRS if m != "cli" and not part_of(m))
+        word = name.split(".")[1]
+        for source in (f"from .{name} import x", f"from .{part} import {word}"):
+            assert strangers(last, source) == [name]
+
+
+@pytest.mark.parametrize("part", ["experiments", "images"])
+def test_relative_imports_resolve_from_subpackages(part):
+    assert list(ours("from ..boot import Boot", part)) == ["boot"]
+    assert list(ours("from .. import boot", part)) == ["boot"]
+    assert list(ours("from . import nothing", part)) == [""]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_public_things_have_docstrings(path):
     tree = ast.parse(path.read_text())
     kinds = (ast.FunctionDef, ast.ClassDef)
@@ -52,7 +151,7 @@ def test_notebooks_are_lessons(path):
     assert any("assert" in s for s in source), "no cell checks anything"
     pictures = sum("image/png" in o.get("data", {}) for c in code for o in c["outputs"])
     markdown = "\n".join("".join(c["source"]) for c in cells(path) if c["cell_type"] == "markdown")
-    assert pictures or "](../images/" in markdown or path.stem in HELPERS
+    assert pictures or re.search(r"\]\((\.\./)+images/", markdown) or path.stem in HELPERS
     is_short = path.stem in {*HELPERS, "00_viz", "18_recipes"}
     assert len(markdown.split()) >= (100 if is_short else 400)
     for prose in ("TODO", "TBD", "lorem"):

@@ -15,6 +15,8 @@ from conftest import ROOT, quiet_environment
 SOURCES = ["settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"]
 TOOLS = ["nbdev", "fastcore", "execnb", "IPython", "jupyter", "notebook", "ipykernel", "nbformat"]
 
+PACKAGE = ROOT / "consistency_edu"
+
 pytestmark = pytest.mark.slow
 
 
@@ -88,12 +90,13 @@ def user_python(wheel, tmp_path_factory):
 
 
 def test_every_module_imports_without_the_tools(user_python, tmp_path):
-    modules = sorted(p.stem for p in (ROOT / "consistency_edu").glob("[!_]*.py"))
+    paths = (p.relative_to(ROOT).with_suffix("") for p in PACKAGE.rglob("[!_]*.py"))
+    modules = sorted(".".join(path.parts) for path in paths)
     code = f"""
 import importlib, importlib.util, sys
 assert not [name for name in {TOOLS} if importlib.util.find_spec(name)]
 for name in {modules}:
-    module = importlib.import_module("consistency_edu." + name)
+    module = importlib.import_module(name)
     assert "site-packages" in module.__file__, module.__file__
 print(len({modules}), "modules")
 """
