@@ -32,13 +32,8 @@ from safetensors.torch import load_file, save_file
 
 from consistency_edu import image_runs
 from consistency_edu.data import load_images
-from consistency_edu.evaluation import (
-    evaluate_images,
-    load_features,
-    random_images,
-    reference_of,
-    tell_numbers,
-)
+from consistency_edu.evaluation import evaluate_images, random_images, reference_of, tell_numbers
+from consistency_edu.features import load_features
 from consistency_edu.image_methods import override
 from consistency_edu.image_recipes import RECIPES
 from consistency_edu.long_runs import Stopped

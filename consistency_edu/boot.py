@@ -6,12 +6,11 @@
 __all__ = ['SOLVERS', 'TOY', 'GUIDES', 'DIGITS_MAX', 'DIGITS', 'MIXES', 'CHOICES', 'FORMS', 'KINDS', 'EIGHT', 'ENDS', 'WATCHED',
            'DIGIT_CHOICES', 'PLAN', 'SHARES', 'BOOT_SWEEPS', 'signal_of', 'signal_step', 'signal_euler',
            'solve_signal_ode', 'log_ratio', 'signal_linear', 'signal_heun', 'SignalModel', 'BootStudent',
-           'draw_between', 'ProgressiveTime', 'residual_weight', 'over_delta', 'Boot', 'empty_batches', 'with_weight',
-           'vp_sigmas', 'GuidedByLabel', 'WeightEmbedding', 'admit_weight', 'toy_grid', 'toy_teacher', 'toy_objective',
-           'ToyJudge', 'refine', 'toy_work', 'guided_toy_work', 'class_numbers', 'flat_digits', 'digits_teacher',
-           'DigitsJudge', 'walk_digits', 'digits_student', 'digits_work', 'digits_sampler_work', 'pack', 'unpack',
-           'linear_mix', 'spherical_mix', 'mixing_numbers', 'digits_gallery', 'guided_digits_work', 'photo_patches',
-           'choose_data', 'data_work']
+           'draw_between', 'ProgressiveTime', 'residual_weight', 'over_delta', 'Boot', 'empty_batches', 'vp_sigmas',
+           'toy_grid', 'toy_teacher', 'toy_objective', 'ToyJudge', 'refine', 'toy_work', 'guided_toy_work',
+           'class_numbers', 'flat_digits', 'digits_teacher', 'DigitsJudge', 'walk_digits', 'digits_student',
+           'digits_work', 'digits_sampler_work', 'pack', 'unpack', 'mixing_numbers', 'digits_gallery',
+           'guided_digits_work', 'photo_patches', 'choose_data', 'data_work']
 
 # %% ../nbs/14_boot.ipynb #ad73ce27
 import copy
@@ -26,15 +25,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from consistency_edu.consistency import (
-    ConsistencyModel,
-    ExactConsistency,
-    per_sample_loss,
-    side_of,
-)
+from .consistency import ConsistencyModel, ExactConsistency, per_sample_loss, side_of
 from consistency_edu.data import (
     GaussianMixture,
-    InputError,
     draw_normal,
     draw_points,
     draw_uniform,
@@ -47,21 +40,22 @@ from consistency_edu.data import (
     toy_batches,
 )
 from .ddpm import EpsDenoiser, EpsLoss, VPSchedule, cosine_schedule, cosine_vp
+from .distances import squared_l2
 from consistency_edu.distillation import (
     ConsistencyDistillation,
     TargetNetwork,
-    as_digits,
     check_ends,
     check_grid,
     draw_interval,
-    squared_l2,
 )
+from .experiments.sweeps import Sweep
+from .features import as_digits
+from .files import InputError
+from .guidance import GuidedByLabel, LabelDropout, admit_weight, with_weight
 from .metrics import frechet_distance, paired_error, precision_recall, sliced_w2
-from .networks import MLP, LabelEmbedding, NoiseEmbedding, same_dropout
+from .networks import MLP, same_dropout
 from consistency_edu.pf_ode import (
     EDMDenoiser,
-    Guided,
-    LabelDropout,
     check_decreasing,
     check_range,
     check_sigma_data,
@@ -70,9 +64,8 @@ from consistency_edu.pf_ode import (
     karras_sigmas,
     solve_pf_ode,
 )
-from .sampling import OneStepStudent, sample_one_step
+from .sampling import OneStepStudent, linear_mix, sample_one_step, spherical_mix
 from .score import ExactDenoiser, call_denoiser
-from .sweeps import Sweep
 from .training import fit, from_seed, train
 
 # %% ../nbs/14_boot.ipynb #bt14s001
@@ -397,14 +390,6 @@ def empty_batches(
             labels = with_weight(labels, low + (high - low) * draw_uniform(rows, generator))
         yield x, labels
 
-
-def with_weight(labels: Tensor, weight: float | Tensor) -> Tensor:
-    """Return pairs `[B, 2]` of `labels` `[B]` and a guidance `weight`, a number or `[B]`."""
-    weight = torch.as_tensor(weight, dtype=torch.float32, device=labels.device)
-    if weight.ndim:
-        of_shape(weight, labels.shape, "the guidance weight")
-    return torch.stack([labels.float(), weight.expand(len(labels))], 1)
-
 # %% ../nbs/14_boot.ipynb #bt14v001
 def vp_sigmas(
     schedule: VPSchedule, count: int, *, t_min: float = 1e-4, t_max: float = 0.98
@@ -413,59 +398,6 @@ def vp_sigmas(
     if count < 2 or not 0 < t_min < t_max <= 1:
         raise InputError("give at least 2 points and 0 < t_min < t_max <= 1.")
     return schedule.lam(torch.linspace(t_min, t_max, count, dtype=torch.float64)).exp()
-
-# %% ../nbs/14_boot.ipynb #bt14g002
-class GuidedByLabel(nn.Module):
-    """A conditional `denoiser` guided by pairs (label, weight) `[B, 2]`, each row in its own way.
-
-    Like `Guided`, it pushes from "no label", or from class `negative`.
-    """
-
-    def __init__(self, denoiser: Callable, negative: int | None = None):
-        super().__init__()
-        self.denoiser, self.negative = denoiser, negative
-
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        """Return the guided denoised `x` `[B, ...]`, at the price of two evaluations."""
-        of_shape(labels, (len(x), 2), "what this teacher is told, pairs (label, weight),")
-        weight = per_sample(labels[:, 1].to(x), x)
-        return Guided(self.denoiser, weight, self.negative)(x, sigma, labels[:, 0].long())
-
-# %% ../nbs/14_boot.ipynb #bt14g0w2
-class WeightEmbedding(nn.Module):
-    """Embed pairs (label, weight) `[B, 2]`: the vector of the label plus one of the weight.
-
-    Plain labels `[B]`, and None, get the vector that `embed_label` has for them.
-    """
-
-    def __init__(self, embed_label: LabelEmbedding, frequencies: int = 16):
-        super().__init__()
-        self.embed_label, self.embed = embed_label, NoiseEmbedding(frequencies, high=4.0)
-        self.mix = nn.Linear(frequencies, embed_label.embedding_dim)
-        nn.init.zeros_(self.mix.weight), nn.init.zeros_(self.mix.bias)
-
-    def forward(self, labels: Tensor | None, like: Tensor) -> Tensor:
-        """Return the vectors `[B, size]`."""
-        if labels is None or labels.ndim == 1:
-            return self.embed_label(labels, like)
-        of_shape(labels, (len(like), 2), "pairs (label, weight)")
-        weight = self.mix(self.embed(labels[:, 1].to(self.mix.weight)))
-        return self.embed_label(labels[:, 0].long(), like) + weight
-
-
-def admit_weight(network: nn.Module) -> nn.Module:
-    """Let a class-conditional `network` read pairs (label, weight), in place, and return it."""
-    found = [
-        (parent, name, child)
-        for parent in network.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, LabelEmbedding)
-    ]
-    if not found:
-        raise InputError("this network has no label embedding: build it with num_classes.")
-    for parent, name, child in found:
-        setattr(parent, name, WeightEmbedding(child).to(child.weight.device))
-    return network
 
 # %% ../nbs/14_boot.ipynb #bt14e002
 SOLVERS = {"exponential": signal_euler, "linear": signal_linear, "heun": signal_heun}
@@ -764,19 +696,6 @@ def pack(images: Tensor) -> list[str]:
 def unpack(rows: Sequence[str]) -> Tensor:
     """Return the images `[B, 8, 8]` in [-1, 1] that `pack` wrote as `rows`."""
     return torch.tensor([[int(c, 16) for c in row] for row in rows]).reshape(-1, 8, 8) / 7.5 - 1
-
-
-def linear_mix(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Return the point at `t` of the straight line from `a` (0) to `b` `[B, ...]` (1)."""
-    return (1 - t) * a + t * b
-
-
-def spherical_mix(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Return the point at `t` of the great circle from `a` (0) to `b` `[B, ...]` (1)."""
-    cosine = torch.cosine_similarity(a.flatten(1), b.flatten(1))
-    angle = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
-    shares = ((1 - t) * angle).sin() / angle.sin(), (t * angle).sin() / angle.sin()
-    return per_sample(shares[0], a) * a + per_sample(shares[1], b) * b
 
 # %% ../nbs/14_boot.ipynb #bt14e013
 MIXES = (-0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)

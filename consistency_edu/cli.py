@@ -43,8 +43,8 @@ from PIL import Image
 from torch import Tensor
 
 import consistency_edu
-from .boot import spherical_mix
 from .data import DOWNLOADS, InputError, choose, draw_normal, per_sample
+from .experiments.sweeps import FOLDER, Sweep, run_sweep
 from .files import check_writable, write_file
 from .image_methods import Recipe, grid_of, override
 from .image_recipes import RECIPES
@@ -60,8 +60,7 @@ from .image_scores import DigitsConfig, run_digits
 from .long_runs import Shelf, Signals, WorkerLost, is_first
 from .pf_ode import karras_sigmas, solve_pf_ode
 from .recipes import ToyConfig, run_toy
-from .sampling import sample_multistep
-from .sweeps import FOLDER, Sweep, run_sweep
+from .sampling import sample_multistep, spherical_mix
 from .training import TrainingDiverged
 
 # %% ../nbs/19_cli.ipynb #380509c5
@@ -436,11 +435,11 @@ from consistency_edu.evaluation import (
     Reference,
     bias_of,
     evaluate_images,
-    load_features,
     random_images,
     reference_of,
     tell_numbers,
 )
+from .features import load_features
 from .image_methods import evaluations
 from .image_runs import write_json
 

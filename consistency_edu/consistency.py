@@ -25,11 +25,11 @@ from consistency_edu.data import (
     tensor_batches,
     toy,
 )
+from .experiments.sweeps import Sweep
 from .metrics import paired_error
 from .networks import MLP, same_dropout
 from .pf_ode import check_range, check_sigma_data, karras_sigmas, solve_pf_ode
 from .score import ExactDenoiser, call_denoiser
-from .sweeps import Sweep
 from .training import TrainingDiverged, constant_rate, fit, train
 
 # %% ../nbs/09_consistency.ipynb #4c355e8e

@@ -17,14 +17,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .boot import spherical_mix
 from .consistency import ExactConsistency
 from .data import GaussianMixture, InputError, draw_normal, draw_points, toy
+from .experiments.sweeps import Sweep
 from .metrics import sliced_w2
 from .pf_ode import check_decreasing
-from .sampling import sample_one_step, steps_evenly, toy_student
+from .sampling import sample_one_step, spherical_mix, steps_evenly, toy_student
 from .score import ExactDenoiser
-from .sweeps import Sweep
 
 # %% ../nbs/16_editing.ipynb #ed000010
 def unchanged(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from . import viz
 from .data import InputError, choose, draw_normal, load_images, to_floats
-from .distillation import as_digits
+from .features import as_digits
 from .image_methods import METHODS, Recipe, evaluations
 from .image_recipes import DIGITS_RECIPES
 from consistency_edu.image_runs import (

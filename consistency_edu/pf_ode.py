@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['karras_sigmas', 'check_range', 'slope', 'euler_step', 'heun_step', 'check_decreasing', 'solve_pf_ode', 'Counted',
            'diffuse', 'ancestral_step', 'solve_reverse_sde', 'FromVP', 'ToVP', 'dpm2_step', 'adams_weights',
-           'solve_adams', 'EDMDenoiser', 'check_sigma_data', 'edm_objective', 'drop_labels', 'check_probability',
-           'LabelDropout', 'Guided', 'slope_and_divergence', 'log_likelihood']
+           'solve_adams', 'EDMDenoiser', 'check_sigma_data', 'edm_objective', 'slope_and_divergence', 'log_likelihood']
 
 # %% ../nbs/08_pf_ode.ipynb #3abaeb00
 import math
@@ -15,14 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from consistency_edu.data import (
-    InputError,
-    draw_normal,
-    draw_uniform,
-    of_shape,
-    per_sample,
-    widest,
-)
+from .data import draw_normal, of_shape, per_sample
+from .files import InputError
 from .score import DenoisingScoreMatching, call_denoiser
 
 # %% ../nbs/08_pf_ode.ipynb #134a6fe9
@@ -308,64 +301,6 @@ def edm_objective(
         return (sigma**2 + data**2) / (sigma * data) ** 2
 
     return DenoisingScoreMatching(denoiser, draw_sigma, weight)
-
-# %% ../nbs/08_pf_ode.ipynb #87602807
-def drop_labels(
-    labels: Tensor, num_classes: int, probability: float, generator: torch.Generator | None = None
-) -> Tensor:
-    """Replace each of `labels` `[B]` by `num_classes` ("no label") with `probability`."""
-    check_probability(probability)
-    hidden = draw_uniform(labels.to(widest(labels.device)), generator) < probability
-    return labels.masked_fill(hidden, num_classes)
-
-
-def check_probability(value: float) -> None:
-    """Raise InputError unless `value` lies between 0 and 1."""
-    if not 0 <= value <= 1:
-        raise InputError(f"a probability lies between 0 and 1, and {value} does not.")
-
-# %% ../nbs/08_pf_ode.ipynb #4f5d674f
-class LabelDropout(nn.Module):
-    """Any `objective` whose labels are dropped with `probability`, for classifier-free guidance."""
-
-    def __init__(self, objective: nn.Module, num_classes: int, probability: float = 0.1):
-        super().__init__()
-        check_probability(probability)
-        self.objective, self.online = objective, objective.online
-        self.num_classes, self.probability = num_classes, probability
-
-    def forward(
-        self, x: Tensor, labels: Tensor | None, *, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Return the objective's loss `[B]` for clean `x` `[B, ...]` and thinned `labels` `[B]`."""
-        if labels is None:
-            raise InputError("this objective hides labels, and the batch has none: add labels.")
-        kept = drop_labels(labels, self.num_classes, self.probability, generator)
-        return self.objective(x, kept, generator=generator)
-
-    def after_step(self) -> None:
-        """Pass the call on, if the objective wants it."""
-        getattr(self.objective, "after_step", lambda: None)()
-
-# %% ../nbs/08_pf_ode.ipynb #655db7df
-class Guided(nn.Module):
-    """A conditional `denoiser` pushed from "no label", or from class `negative`, by `weight`.
-
-    Weight 1 is the plain conditional denoiser and 0 ignores the label; without labels nothing is
-    pushed.  Source: slide on BOOT's limits; Ho and Salimans (2022), where our weight is 1 + w.
-    """
-
-    def __init__(self, denoiser: Callable, weight: float, negative: int | None = None):
-        super().__init__()
-        self.denoiser, self.weight, self.negative = denoiser, weight, negative
-
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the guided denoised `x` `[B, ...]`, at the price of two evaluations."""
-        if labels is None:
-            return self.denoiser(x, sigma, None)
-        against = None if self.negative is None else torch.full_like(labels, self.negative)
-        base = call_denoiser(self.denoiser, x, sigma, against)
-        return base + self.weight * (call_denoiser(self.denoiser, x, sigma, labels) - base)
 
 # %% ../nbs/08_pf_ode.ipynb #1b0e0ae7
 def slope_and_divergence(

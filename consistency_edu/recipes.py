@@ -34,18 +34,11 @@ from consistency_edu.data import (
     toy_batches,
 )
 from .distillation import ConsistencyDistillation
+from .guidance import Guided, LabelDropout
 from .image_runs import check_writable, load_pretrained, write_json
 from .metrics import energy_distance, paired_error, sliced_w2
 from .networks import MLP
-from consistency_edu.pf_ode import (
-    Counted,
-    EDMDenoiser,
-    Guided,
-    LabelDropout,
-    edm_objective,
-    karras_sigmas,
-    solve_pf_ode,
-)
+from .pf_ode import Counted, EDMDenoiser, edm_objective, karras_sigmas, solve_pf_ode
 from consistency_edu.progressive import (
     DirectDistillation,
     FewStepStudent,

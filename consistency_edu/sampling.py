@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAMPLING_SWEEPS', 'sample_one_step', 'sample_multistep', 'check_time_points', 'Search', 'ternary_search',
            'sampling_objective', 'TimePoints', 'search_time_points', 'steps_evenly', 'toy_student', 'sampling_run',
-           'Clamped', 'OneStepStudent']
+           'Clamped', 'linear_mix', 'spherical_mix', 'OneStepStudent']
 
 # %% ../nbs/10_sampling.ipynb #a8be1f78
 from collections.abc import Callable
@@ -22,18 +22,19 @@ from consistency_edu.consistency import (
     solved_paths,
 )
 from consistency_edu.data import (
-    InputError,
     check_floating,
     draw_normal,
     draw_points,
     of_shape,
+    per_sample,
     tensor_batches,
     toy,
 )
+from .experiments.sweeps import Sweep
+from .files import InputError
 from .metrics import sliced_w2
 from .pf_ode import check_decreasing, karras_sigmas
 from .score import ExactDenoiser
-from .sweeps import Sweep
 from .training import fit
 
 # %% ../nbs/10_sampling.ipynb #c3c2e631
@@ -283,6 +284,19 @@ class Clamped(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the clamped answer `[B, ...]` for `x` `[B, ...]`."""
         return self.model(x, sigma, labels).clamp(-self.limit, self.limit)
+
+# %% ../nbs/10_sampling.ipynb #bt14e0m0
+def linear_mix(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Return the point at `t` of the straight line from `a` (0) to `b` `[B, ...]` (1)."""
+    return (1 - t) * a + t * b
+
+
+def spherical_mix(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Return the point at `t` of the great circle from `a` (0) to `b` `[B, ...]` (1)."""
+    cosine = torch.cosine_similarity(a.flatten(1), b.flatten(1))
+    angle = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
+    shares = ((1 - t) * angle).sin() / angle.sin(), (t * angle).sin() / angle.sin()
+    return per_sample(shares[0], a) * a + per_sample(shares[1], b) * b
 
 # %% ../nbs/10_sampling.ipynb #c1000035
 class OneStepStudent(nn.Module):

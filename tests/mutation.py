@@ -7,7 +7,8 @@ The mutants of a module stand in `tests/mutants/MODULE.json`: a list of
 {"line": ..., "broken": ..., "why": ...}, where "line" is the text of one line of
 `consistency_edu/MODULE.py`, stripped, and there only once.  For each, the project is copied, the
 line is replaced, and `tests/test_MODULE.py` (and what "tests" names) must fail there.  A module of
-a subpackage is called PACKAGE.MODULE, its tests test_PACKAGE_MODULE.py.
+a subpackage is called PACKAGE.MODULE, its tests test_PACKAGE_MODULE.py; a module without tests of
+its own has mutants that name theirs.
 First all these tests run on the unbroken project, where they must pass, and it is noted which
 lines each of them passes through: a mutant meets the quickest tests of its line first, and all
 of its tests if it survives them.
@@ -137,7 +138,7 @@ def copy(folder):
 def files_of(mutant):
     """The test files that have to notice `mutant`."""
     own = f"tests/test_{mutant['module'].replace('.', '_')}.py"
-    return [own, *mutant.get("tests", ())]
+    return [*([own] if (ROOT / own).exists() else []), *mutant.get("tests", ())]
 
 
 def reach_of(file):

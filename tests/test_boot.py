@@ -12,10 +12,8 @@ from consistency_edu import boot
 from consistency_edu.boot import (
     Boot,
     BootStudent,
-    GuidedByLabel,
     ProgressiveTime,
     SignalModel,
-    admit_weight,
     draw_between,
     empty_batches,
     over_delta,
@@ -27,15 +25,16 @@ from consistency_edu.boot import (
     signal_step,
     solve_signal_ode,
     vp_sigmas,
-    with_weight,
 )
 from consistency_edu.consistency import ExactConsistency
 from consistency_edu.data import InputError, draw_normal, toy
 from consistency_edu.ddim import alpha_sigma, ddim_step
 from consistency_edu.ddpm import cosine_vp
-from consistency_edu.distillation import draw_interval, l1, squared_l2
+from consistency_edu.distances import l1, squared_l2
+from consistency_edu.distillation import draw_interval
+from consistency_edu.guidance import Guided, GuidedByLabel, admit_weight, with_weight
 from consistency_edu.networks import MLP, UNet
-from consistency_edu.pf_ode import EDMDenoiser, Guided, euler_step, karras_sigmas, solve_pf_ode
+from consistency_edu.pf_ode import EDMDenoiser, euler_step, karras_sigmas, solve_pf_ode
 from consistency_edu.sampling import sample_one_step
 from consistency_edu.score import ExactDenoiser
 from consistency_edu.training import fit

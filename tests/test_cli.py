@@ -15,7 +15,6 @@ from conftest import COMMAND, command, quiet_environment, run_cli
 from PIL import Image
 
 from consistency_edu import cli, image_runs
-from consistency_edu.boot import spherical_mix
 from consistency_edu.cli import (
     COMMANDS,
     labels_for,
@@ -29,6 +28,7 @@ from consistency_edu.image_methods import override
 from consistency_edu.image_recipes import RECIPES
 from consistency_edu.image_runs import load_run, train_recipe
 from consistency_edu.long_runs import WorkerLost
+from consistency_edu.sampling import spherical_mix
 
 
 def sentence(done):

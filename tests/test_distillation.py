@@ -6,24 +6,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from consistency_edu.experiments.distillation import (
+    CD_SWEEPS,
+    FLOWS,
+    SwappedDistillation,
+    ToySetting,
+    UnstoppedDistillation,
+)
 from torch import nn
 
 import consistency_edu.distillation as cd
 from consistency_edu.consistency import ConsistencyModel, ExactConsistency
 from consistency_edu.data import InputError, draw_points, load_digits, toy
-from consistency_edu.distillation import (
-    CD_SWEEPS,
-    FLOWS,
-    ConsistencyDistillation,
-    DigitFeatures,
-    FeatureDistance,
-    Magnified,
-    SolverConsistency,
-    SwappedDistillation,
-    TargetNetwork,
-    ToySetting,
-    UnstoppedDistillation,
-)
+from consistency_edu.distances import FeatureDistance
+from consistency_edu.distillation import ConsistencyDistillation, SolverConsistency, TargetNetwork
+from consistency_edu.experiments.benchmarks import Magnified
+from consistency_edu.features import DigitFeatures
 from consistency_edu.metrics import frechet_distance
 from consistency_edu.networks import MLP
 from consistency_edu.pf_ode import EDMDenoiser, euler_step, heun_step, karras_sigmas, solve_pf_ode

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from consistency_edu.experiments.distillation import FLOWS
 from test_distributed import together
 from test_networks import awake
 from torch import nn
@@ -17,7 +18,7 @@ from consistency_edu.consistency_training import (
     FreshNoiseTraining,
 )
 from consistency_edu.data import draw_normal, toy
-from consistency_edu.distillation import FLOWS, squared_l2
+from consistency_edu.distances import squared_l2
 from consistency_edu.image_methods import METHODS, Recipe, build_network, build_objective
 from consistency_edu.networks import Dropout, UNet, same_dropout
 from consistency_edu.pf_ode import EDMDenoiser, karras_sigmas

@@ -9,7 +9,7 @@ import torch
 from conftest import make_mixture
 
 from consistency_edu import editing
-from consistency_edu.boot import BootStudent, SignalModel, linear_mix, spherical_mix
+from consistency_edu.boot import BootStudent, SignalModel
 from consistency_edu.consistency import ConsistencyModel, ExactConsistency
 from consistency_edu.data import InputError, draw_normal, draw_points, toy
 from consistency_edu.editing import (
@@ -41,7 +41,7 @@ from consistency_edu.editing import (
 from consistency_edu.metrics import sliced_w2
 from consistency_edu.networks import MLP
 from consistency_edu.progressive import FewStepStudent
-from consistency_edu.sampling import OneStepStudent, steps_evenly
+from consistency_edu.sampling import OneStepStudent, linear_mix, spherical_mix, steps_evenly
 from consistency_edu.score import ExactDenoiser
 
 HOLE = Operator(torch.arange(8) > 4)

@@ -11,26 +11,22 @@ import torch
 from consistency_edu import evaluation
 from consistency_edu.data import ImageSet, InputError, load_images, to_floats, to_pixels
 from consistency_edu.evaluation import (
-    FEATURES,
     FewImages,
-    Inception,
     Moments,
-    Scripted,
     as_rgb,
     card_of,
     copied_share,
     evaluate_images,
-    features_of_file,
     fingerprint,
     frechet_of_moments,
     gather,
     inception_score,
-    load_features,
     precision_recall_in_blocks,
     random_images,
     reference_of,
     tell_numbers,
 )
+from consistency_edu.features import FEATURES, Inception, Scripted, features_of_file, load_features
 from consistency_edu.metrics import precision_recall
 
 

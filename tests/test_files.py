@@ -16,6 +16,7 @@ from PIL import Image
 
 from consistency_edu import data, evaluation, sweeps, viz
 from consistency_edu.data import ImageSet, load_images, save_images
+from consistency_edu.experiments.sweeps import Sweep, run_sweep
 from consistency_edu.files import (
     InputError,
     check_writable,
@@ -25,7 +26,6 @@ from consistency_edu.files import (
     write_json,
 )
 from consistency_edu.image_methods import load_backbone
-from consistency_edu.sweeps import Sweep, run_sweep
 
 ONE = Sweep("one", "nothing", lambda setting, seed: {"x": 1.0}, [{"a": 1}], (0,))
 

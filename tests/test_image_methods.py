@@ -13,7 +13,8 @@ from torchvision.models import squeezenet1_1
 
 from consistency_edu import image_methods
 from consistency_edu.data import InputError
-from consistency_edu.distillation import FeatureDistance
+from consistency_edu.distances import FeatureDistance
+from consistency_edu.guidance import Guided
 from consistency_edu.image_methods import (
     METHODS,
     Clamped,
@@ -36,7 +37,7 @@ from consistency_edu.image_methods import (
     present,
 )
 from consistency_edu.image_recipes import RECIPES
-from consistency_edu.pf_ode import EDMDenoiser, Guided, heun_step
+from consistency_edu.pf_ode import EDMDenoiser, heun_step
 from consistency_edu.training import train
 
 SHAPE = (1, 4, 4)

@@ -18,3 +18,5 @@ def test_the_lines_that_mutants_break_are_there_once(file):
         assert count == 1, f"{count} lines read '{mutant['line']}': mend {file.name}"
         assert mutant["line"].strip() != mutant["broken"].strip() and mutant["why"]
         assert all((ROOT / name).exists() for name in mutant.get("tests", ()))
+        own = ROOT / f"tests/test_{file.stem.replace('.', '_')}.py"
+        assert own.exists() or mutant.get("tests"), f"no test looks for '{mutant['why']}'"

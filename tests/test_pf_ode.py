@@ -8,19 +8,17 @@ from conftest import make_mixture
 
 from consistency_edu.data import InputError, draw_normal
 from consistency_edu.ddpm import linear_vp
+from consistency_edu.guidance import Guided, LabelDropout, drop_labels
 from consistency_edu.pf_ode import (
     Counted,
     EDMDenoiser,
     FromVP,
-    Guided,
-    LabelDropout,
     ToVP,
     adams_weights,
     ancestral_step,
     check_decreasing,
     diffuse,
     dpm2_step,
-    drop_labels,
     edm_objective,
     euler_step,
     heun_step,

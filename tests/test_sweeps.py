@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from consistency_edu.sweeps import Sweep, load_sweep, run_sweep, summary
+from consistency_edu.experiments.sweeps import Sweep, load_sweep, run_sweep, summary
 
 
 def add(setting, seed):
