@@ -28,10 +28,10 @@ import warnings
 from pathlib import Path
 
 import torch
+from consistency_edu.image_sets import load_images
 from safetensors.torch import load_file, save_file
 
 from consistency_edu import image_runs
-from consistency_edu.data import load_images
 from consistency_edu.evaluation import evaluate_images, random_images, reference_of, tell_numbers
 from consistency_edu.features import load_features
 from consistency_edu.image_methods import override

@@ -31,8 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from .consistency import ConsistencyModel, skip_coefficients
-from .data import InputError, read_file
-from .files import reason_of
+from .data import InputError
+from .files import read_file, reason_of
 from .networks import GroupNorm, SelfAttention, UNet, double
 from .pf_ode import EDMDenoiser, karras_sigmas
 from .sampling import Clamped

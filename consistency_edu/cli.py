@@ -39,11 +39,12 @@ from typing import Annotated
 
 import torch
 import tyro
+from .image_sets import DOWNLOADS
 from PIL import Image
 from torch import Tensor
 
 import consistency_edu
-from .data import DOWNLOADS, InputError, choose, draw_normal, per_sample
+from .data import InputError, choose, draw_normal, per_sample
 from .experiments.sweeps import FOLDER, Sweep, run_sweep
 from .files import check_writable, write_file
 from .image_methods import Recipe, grid_of, override
@@ -429,7 +430,9 @@ def sweep_command(config: SweepConfig) -> None:
 # %% ../nbs/19_cli.ipynb #ev19000b
 from collections.abc import Iterator
 
-from .data import IMAGE_SETS, ImageSet, choose_device, load_images
+from .image_sets import IMAGE_SETS, ImageSet, load_images
+
+from .data import choose_device
 from consistency_edu.evaluation import (
     FewImages,
     Reference,
@@ -609,7 +612,8 @@ def rows_for(config: EvaluateConfig, runs: list[Run], judged: ImageSet | None, m
         yield f"Images of '{config.run}'", measure(few, name=f"images of {config.run}")
 
 # %% ../nbs/19_cli.ipynb #ed190002
-from .data import _decode, to_floats, to_pixels
+from .image_sets import _decode, to_floats, to_pixels
+
 from consistency_edu.editing import (
     Operator,
     denoise,

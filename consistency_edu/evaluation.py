@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from .image_sets import ImageSet
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .data import ImageSet, widest
+from .data import widest
 from .features import as_rgb, check_features, fingerprint
 from .files import InputError, write_file
 from consistency_edu.metrics import (

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from .image_sets import to_pixels
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import choose, choose_device, load_digits, tensor_batches, to_pixels
+from .data import choose, choose_device, load_digits, tensor_batches
 from .files import InputError
 from .training import from_seed
 

@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from .image_loader import image_batches
+from .image_sets import ImageSet, load_images, to_floats
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -36,20 +38,21 @@ from tqdm.auto import tqdm
 from . import viz
 from .bridges import EDMTeacher, edm_teacher
 from consistency_edu.data import (
-    ImageSet,
     InputError,
-    check_bound,
     choose,
     choose_device,
     draw_normal,
     draw_uniform,
-    image_batches,
-    load_images,
-    read_file,
     spread,
-    to_floats,
 )
-from .files import check_writable, write_file, write_json, write_text
+from consistency_edu.files import (
+    check_bound,
+    check_writable,
+    read_file,
+    write_file,
+    write_json,
+    write_text,
+)
 from consistency_edu.image_methods import (
     DATA_FREE,
     NEEDS_TEACHER,

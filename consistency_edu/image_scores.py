@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from .image_sets import load_images, to_floats
 from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from . import viz
-from .data import InputError, choose, draw_normal, load_images, to_floats
+from .data import InputError, choose, draw_normal
 from .features import as_digits
 from .image_methods import METHODS, Recipe, evaluations
 from .image_recipes import DIGITS_RECIPES

@@ -18,20 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from consistency_edu import data
-from consistency_edu.data import (
-    ImageSet,
-    InputError,
-    choose_device,
-    image_batches,
-    load_digits,
-    load_images,
-    save_images,
-    shuffled_rows,
-    tensor_batches,
-    to_floats,
-    to_pixels,
-)
+from consistency_edu import image_sets
+from consistency_edu.data import InputError, choose_device, load_digits, tensor_batches
+from consistency_edu.image_loader import image_batches, shuffled_rows
+from consistency_edu.image_sets import ImageSet, load_images, save_images, to_floats, to_pixels
 
 COUNT = 24  # images, of two classes, every third of which is for testing
 
@@ -310,7 +300,7 @@ def test_the_cache_is_used_once_and_follows_its_source(tmp_path, pixels, files, 
     cache, path = tmp_path / "cache", write_tar(tmp_path / "set.tar", files)
     first = load_images(path, cache=cache)
     with monkeypatch.context() as patch:
-        patch.setattr(data, "_files_in_tar", None)  # would raise if it were called
+        patch.setattr(image_sets, "_files_in_tar", None)  # would raise if it were called
         again = load_images(path, cache=cache)
         assert torch.equal(again.images, parts(pixels, "train")[0]) and again.classes
         assert torch.equal(again.labels, first.labels)
@@ -347,9 +337,9 @@ def test_arrays_in_a_folder_are_mapped_not_read(tmp_path):
 
 def test_processes_decode_what_threads_decode(tmp_path, pixels, files, monkeypatch):
     monkeypatch.setattr(
-        data,
+        image_sets,
         "_workers",
-        lambda n: data.ProcessPoolExecutor(2, data.multiprocessing.get_context("fork")),
+        lambda n: image_sets.ProcessPoolExecutor(2, image_sets.multiprocessing.get_context("fork")),
     )
     found = load_images(write_tar(tmp_path / "set.tar", files))
     assert torch.equal(found.images, parts(pixels, "train")[0])
@@ -410,9 +400,9 @@ def test_a_set_too_big_for_the_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
     images = torch.zeros(501, dtype=torch.uint8)
     with pytest.raises(InputError, match="device='cpu'.*image_batches"):
-        data._check_room(images, torch.device("cuda"))
-    data._check_room(images[:500], torch.device("cuda"))
-    data._check_room(images, torch.device("cpu"))
+        image_sets._check_room(images, torch.device("cuda"))
+    image_sets._check_room(images[:500], torch.device("cuda"))
+    image_sets._check_room(images, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("count", "batch"), [(7, 3), (4, 9), (5, 5), (1, 2)])
@@ -739,15 +729,15 @@ def test_an_image_that_claims_billions_of_pixels_is_refused(tmp_path):
         with pytest.raises(InputError, match="cannot read|and the memory less"):
             load_images(write_folder(tmp_path, many))
         with pytest.raises(InputError, match="and the memory less: take a smaller size="):
-            data._in_memory((2, 1, 2**13, 2**13), np.uint8)
+            image_sets._in_memory((2, 1, 2**13, 2**13), np.uint8)
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Bounds that a test can exceed."""
-    monkeypatch.setitem(data.BOUNDS, "bytes in an archive", (60_000, "unpack it"))
-    monkeypatch.setitem(data.BOUNDS, "bytes in one file", (20_000, "take it out"))
-    monkeypatch.setitem(data.BOUNDS, "files", (40, "split the set"))
+    monkeypatch.setitem(BOUNDS, "bytes in an archive", (60_000, "unpack it"))
+    monkeypatch.setitem(BOUNDS, "bytes in one file", (20_000, "take it out"))
+    monkeypatch.setitem(BOUNDS, "files", (40, "split the set"))
 
 
 def test_members_that_are_larger_than_the_bound_are_not_read(small, tmp_path, files):
@@ -863,4 +853,4 @@ def test_folders_that_never_end_and_files_that_are_none(tmp_path, files):
             load_images(path)
     for path in (tmp_path, tmp_path / "pipe.tar"):
         with pytest.raises(InputError, match="is a folder, a pipe or a device"):
-            data.read_file(path, "bytes of JSON")
+            read_file(path, "bytes of JSON")

@@ -19,7 +19,7 @@ from conftest import COMMAND, quiet_environment, run_cli
 from safetensors.torch import load_file
 from torch import nn
 
-from consistency_edu import data, image_runs, long_runs
+from consistency_edu import image_loader, image_runs, long_runs
 from consistency_edu.data import InputError, draw_normal, draw_uniform
 from consistency_edu.image_methods import OPTIMIZERS, PixelMLP, override
 from consistency_edu.image_recipes import RECIPES
@@ -261,7 +261,7 @@ class Forgetful(PixelMLP):
 def compute_in_64_bits():
     """Let this process train in float64, in which the order of a sum makes no difference to see."""
     torch.set_default_dtype(torch.float64)
-    data.to_floats = lambda pixels: pixels.double() / 127.5 - 1
+    image_loader.to_floats = lambda pixels: pixels.double() / 127.5 - 1
 
 
 def whole_run(recipe, folder, interrupt=None, exact=False, **options):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from consistency_edu.image_sets import ImageSet, load_images, to_floats, to_pixels
 
 from consistency_edu import evaluation
-from consistency_edu.data import ImageSet, InputError, load_images, to_floats, to_pixels
+from consistency_edu.data import InputError
 from consistency_edu.evaluation import (
     FewImages,
     Moments,

@@ -14,8 +14,8 @@ import torch
 from conftest import quiet_environment
 from PIL import Image
 
-from consistency_edu import data, evaluation, sweeps, viz
-from consistency_edu.data import ImageSet, load_images, save_images
+from consistency_edu import evaluation, features, image_sets, viz
+from consistency_edu.experiments import sweeps
 from consistency_edu.experiments.sweeps import Sweep, run_sweep
 from consistency_edu.files import (
     InputError,
@@ -26,6 +26,7 @@ from consistency_edu.files import (
     write_json,
 )
 from consistency_edu.image_methods import load_backbone
+from consistency_edu.image_sets import ImageSet, load_images, save_images
 
 ONE = Sweep("one", "nothing", lambda setting, seed: {"x": 1.0}, [{"a": 1}], (0,))
 
@@ -42,7 +43,7 @@ def pictures(shade, with_labels=True):
 
 
 def keep_reference(folder):
-    seen = evaluation.gather(evaluation.Pixels(), pictures(3).images)
+    seen = evaluation.gather(features.Pixels(), pictures(3).images)
     evaluation._write(folder / "reference.safetensors", seen)
 
 
@@ -153,7 +154,7 @@ def test_a_full_disk_while_images_are_decoded(tmp_path):
 
 
 def test_the_room_of_a_mapped_file_is_taken_at_once(tmp_path):
-    data._new_map(tmp_path / "x.npy", (1000, 1000), np.uint8)
+    image_sets._new_map(tmp_path / "x.npy", (1000, 1000), np.uint8)
     assert (tmp_path / "x.npy").stat().st_blocks * 512 >= 1_000_000
 
 
@@ -180,7 +181,7 @@ def test_a_reference_that_cannot_be_kept_is_a_warning(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="is not kept in"):
         seen = evaluation.reference_of(
-            pictures(3), evaluation.Pixels(), cache=tmp_path / "file" / "cache"
+            pictures(3), features.Pixels(), cache=tmp_path / "file" / "cache"
         )
     assert seen.count == 300
 
@@ -189,7 +190,7 @@ def test_a_reference_that_cannot_be_kept_is_a_warning(tmp_path):
 def test_without_a_home_downloads_have_a_place(home, tmp_path):
     """HOME is not set, and the system knows no user of that number."""
     code = "import pwd; pwd.getpwuid = lambda number: {}[number]\n" if home == "none" else ""
-    code += "from consistency_edu import data, cli; print(data.DOWNLOADS)"
+    code += "from consistency_edu import cli, image_sets; print(image_sets.DOWNLOADS)"
     environment = quiet_environment(TMPDIR=str(tmp_path), MPLCONFIGDIR=str(tmp_path))
     environment.pop("HOME", None)
     command = [sys.executable, "-c", code]

@@ -18,7 +18,7 @@ import pytest
 from conftest import command
 from PIL import Image
 
-from consistency_edu import data
+from consistency_edu import image_sets
 from consistency_edu.image_methods import override
 from consistency_edu.image_recipes import RECIPES
 from consistency_edu.image_runs import train_recipe
@@ -74,7 +74,7 @@ def cwd(tmp_path, monkeypatch):
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(data, "DOWNLOADS", folder / "downloads")
+    monkeypatch.setattr(image_sets, "DOWNLOADS", folder / "downloads")
     return folder
 
 

@@ -22,7 +22,8 @@ from torch import nn
 
 from consistency_edu import data, evaluation, files, image_runs, pf_ode, progressive, training
 from consistency_edu.cli import main
-from consistency_edu.data import BOUNDS, InputError
+from consistency_edu.data import InputError
+from consistency_edu.files import BOUNDS
 from consistency_edu.image_methods import Recipe, override
 from consistency_edu.image_recipes import RECIPES
 from consistency_edu.image_runs import (
