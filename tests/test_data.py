@@ -20,6 +20,7 @@ from PIL import Image
 
 from consistency_edu import image_sets
 from consistency_edu.data import InputError, choose_device, load_digits, tensor_batches
+from consistency_edu.files import BOUNDS, read_file
 from consistency_edu.image_loader import image_batches, shuffled_rows
 from consistency_edu.image_sets import ImageSet, load_images, save_images, to_floats, to_pixels
 
@@ -515,7 +516,7 @@ def test_the_state_survives_a_file(numbered, tmp_path):
 
 @pytest.mark.slow
 def test_the_order_is_the_same_in_a_fresh_process(numbered):
-    program = "from consistency_edu.data import *; print(shuffled_rows(1000, 7, 990, 1010))"
+    program = "from consistency_edu.image_loader import *; print(shuffled_rows(1000, 7, 990, 1010))"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert found.stdout.strip() == str(shuffled_rows(1000, 7, 990, 1010))
 
