@@ -39,7 +39,7 @@ from typing import Annotated
 
 import torch
 import tyro
-from .image_sets import DOWNLOADS
+from .experiments.toy import ToyConfig, run_toy
 from PIL import Image
 from torch import Tensor
 
@@ -58,9 +58,9 @@ from consistency_edu.image_runs import (
     train_recipe,
 )
 from .image_scores import DigitsConfig, run_digits
+from .image_sets import DOWNLOADS
 from .long_runs import Shelf, Signals, WorkerLost, is_first
 from .pf_ode import karras_sigmas, solve_pf_ode
-from .recipes import ToyConfig, run_toy
 from .sampling import sample_multistep, spherical_mix
 from .training import TrainingDiverged
 
@@ -430,8 +430,6 @@ def sweep_command(config: SweepConfig) -> None:
 # %% ../nbs/19_cli.ipynb #ev19000b
 from collections.abc import Iterator
 
-from .image_sets import IMAGE_SETS, ImageSet, load_images
-
 from .data import choose_device
 from consistency_edu.evaluation import (
     FewImages,
@@ -445,6 +443,7 @@ from consistency_edu.evaluation import (
 from .features import load_features
 from .image_methods import evaluations
 from .image_runs import write_json
+from .image_sets import IMAGE_SETS, ImageSet, load_images
 
 
 @dataclass(frozen=True)
@@ -612,8 +611,6 @@ def rows_for(config: EvaluateConfig, runs: list[Run], judged: ImageSet | None, m
         yield f"Images of '{config.run}'", measure(few, name=f"images of {config.run}")
 
 # %% ../nbs/19_cli.ipynb #ed190002
-from .image_sets import _decode, to_floats, to_pixels
-
 from consistency_edu.editing import (
     Operator,
     denoise,
@@ -625,6 +622,7 @@ from consistency_edu.editing import (
     keep_means,
     refine,
 )
+from .image_sets import _decode, to_floats, to_pixels
 
 
 @dataclass(frozen=True)

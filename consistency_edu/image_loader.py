@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from .image_sets import ImageSet, to_floats
 from torch import Tensor
 
 from .data import _check_set, choose_device, widest
 from .files import InputError
+from .image_sets import ImageSet, to_floats
 
 # %% ../nbs/01c_image_loader.ipynb #img00037
 @lru_cache(maxsize=4)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from .image_sets import load_images, to_floats
 from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 from torch.nn.functional import pad
@@ -32,6 +31,7 @@ from consistency_edu.image_runs import (
     train_recipe,
     write_json,
 )
+from .image_sets import load_images, to_floats
 from .metrics import _check_finite, frechet_distance, precision_recall
 
 # %% ../nbs/18_image_scores.ipynb #sc000006

@@ -131,12 +131,6 @@ def test_units_for_bfloat16_are_asked_of_the_device(monkeypatch):
         assert has(torch.device("cuda")) is is_fast
 
 
-def test_recipes_hands_it_on():
-    from consistency_edu import recipes
-
-    assert recipes.load_pretrained is load_pretrained and "load_pretrained" in recipes.__all__
-
-
 @pytest.mark.parametrize(
     ("name", "near"), [("cifar10-cd", "cifar10-cd-mini"), ("digit-cd", "digits-cd")]
 )

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from consistency_edu import recipes
 from consistency_edu.consistency import ConsistencyModel
 from consistency_edu.data import toy
+from consistency_edu.experiments import toy as recipes
+from consistency_edu.experiments.toy import Judge, ToyConfig, label, run_toy, solution
 from consistency_edu.guidance import Guided
 from consistency_edu.metrics import paired_error, sliced_w2
-from consistency_edu.recipes import Judge, ToyConfig, label, run_toy, solution
 from consistency_edu.sampling import sample_one_step
 from consistency_edu.score import ExactDenoiser
 from consistency_edu.training import Fitted

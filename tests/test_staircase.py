@@ -12,7 +12,10 @@ NBS = sorted(p for p in (ROOT / "nbs").rglob("[0-9]*.ipynb") if ".ipynb_checkpoi
 PACKAGE = ROOT / "consistency_edu"
 MODULES = sorted(PACKAGE.rglob("[!_]*.py"))
 # nothing to draw there
-HELPERS = {"00_exercises", "00_files", "00_ledger", "00_sweeps", "19_cli", "90_claims"}
+HELPERS = {
+    *("00_exercises", "00_files", "00_ledger", "00_sweeps", "00_benchmarks"),
+    *("19_cli", "90_claims"),
+}
 # what each part of the package may import besides the modules above it in its own part
 BELOW = {"": (), "images": ("",), "experiments": ("", "images")}
 
@@ -152,7 +155,7 @@ def test_notebooks_are_lessons(path):
     pictures = sum("image/png" in o.get("data", {}) for c in code for o in c["outputs"])
     markdown = "\n".join("".join(c["source"]) for c in cells(path) if c["cell_type"] == "markdown")
     assert pictures or re.search(r"\]\((\.\./)+images/", markdown) or path.stem in HELPERS
-    is_short = path.stem in {*HELPERS, "00_viz", "18_recipes"}
+    is_short = path.stem in {*HELPERS, "00_viz", "18_toy"}
     assert len(markdown.split()) >= (100 if is_short else 400)
     for prose in ("TODO", "TBD", "lorem"):
         assert prose not in markdown

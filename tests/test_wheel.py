@@ -121,7 +121,7 @@ def test_the_toy_runs_from_the_wheel(user_python, tmp_path):
 def test_the_students_travel_in_the_wheel(user_python, tmp_path):
     code = """
 import torch
-from consistency_edu.recipes import load_pretrained
+from consistency_edu import load_pretrained
 for name in ("digits-cd", "cifar10-cd-mini"):
     run = load_pretrained(name)
     print(name, list(run.sample(torch.randn(2, *run.shape)).shape))
