@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from consistency_edu import progressive
 from consistency_edu.data import InputError, draw_normal
 from consistency_edu.ddim import ddim_step
+from consistency_edu.experiments import progressive as lab
+from consistency_edu.experiments.progressive import velocity_objective
 from consistency_edu.networks import MLP
 from consistency_edu.pf_ode import Counted, EDMDenoiser, euler_step, heun_step, karras_sigmas
 from consistency_edu.pf_ode import solve_pf_ode as solve
@@ -25,7 +26,6 @@ from consistency_edu.progressive import (
     progressive_rounds,
     sample_progressive,
     truncated_snr,
-    velocity_objective,
 )
 from consistency_edu.sampling import sample_one_step
 from consistency_edu.score import ExactDenoiser
@@ -430,18 +430,18 @@ def test_the_velocity_objective_is_even_in_the_angle(generator):
 @pytest.fixture
 def quick(monkeypatch):
     """The bench with a teacher of twenty training steps, and a hundred noises."""
-    learn = progressive.learn_teacher
-    monkeypatch.setattr(progressive, "learn_teacher", lambda *a, steps=0: learn(*a, steps=20))
-    monkeypatch.setattr(progressive, "POINTS", 100)
-    monkeypatch.setattr(progressive, "BATCH", 64)
+    learn = lab.teacher_of_form
+    monkeypatch.setattr(lab, "teacher_of_form", lambda *a, steps=0: learn(*a, steps=20))
+    monkeypatch.setattr(lab, "POINTS", 100)
+    monkeypatch.setattr(lab, "BATCH", 64)
 
 
 @pytest.mark.parametrize("form, sigma_data, low", [("edm", 0.5, 0.002), ("vp", 1.0, 0.0)])
 def test_the_bench_has_two_forms(form, sigma_data, low, quick):
-    bench = progressive.Bench(form=form)
-    grid = progressive.GRIDS[form](8)
+    bench = lab.ProgressiveBenchmark(form=form)
+    grid = lab.GRIDS[form](8)
     assert len(grid) == 9 and (grid[0], grid[-1]) == (low, 5.0)
-    student = bench.student()
+    student = bench.init_student()
     assert bench.teacher.sigma_data == student.sigma_data == sigma_data
     assert student is not bench.teacher and all(p.requires_grad for p in student.parameters())
     assert not any(p.requires_grad for p in bench.teacher.parameters())
@@ -449,26 +449,26 @@ def test_the_bench_has_two_forms(form, sigma_data, low, quick):
     source = Counted(bench.teacher)
     for pairs, asked in ((600, 2), (0, 3)):  # two batches of pairs; one for each of three steps
         source.evaluations = 0
-        direct = progressive.direct_student(bench, source, pairs, 3)
+        direct = lab.direct_student(bench, source, pairs, 3)
         assert direct.steps == 1 and source.evaluations == asked * (34 if form == "edm" else 33)
-    walk = FewStepStudent(bench.exact, progressive.GRIDS[form](64))
-    numbers = bench.measure(walk, bench.exact)
+    walk = FewStepStudent(bench.exact, lab.GRIDS[form](64))
+    numbers = bench.evaluate(walk, bench.exact)
     assert numbers["paired"] == numbers["paired_exact"] < 0.05
-    assert bench.measure(walk, bench.teacher)["paired"] > 0.1
+    assert bench.evaluate(walk, bench.teacher)["paired"] > 0.1
 
 
 def test_many_samples_are_held_to_as_many_points(quick):
-    bench = progressive.Bench()
-    good = bench.many(FewStepStudent(bench.exact, progressive.GRIDS["edm"](32)), 3000)
-    bad = bench.many(FewStepStudent(Constant(0.2), [0.002, 5.0]), 3000)
+    bench = lab.ProgressiveBenchmark()
+    good = bench.evaluate_many(FewStepStudent(bench.exact, lab.GRIDS["edm"](32)), 3000)
+    bad = bench.evaluate_many(FewStepStudent(Constant(0.2), [0.002, 5.0]), 3000)
     for numbers in (good, bad):
         assert 0 < numbers["floor_many"] < 0.05
     assert good["w2_many"] < 0.08 and bad["w2_many"] > 0.3
 
 
-@pytest.mark.parametrize("name", progressive.PROGRESSIVE_SWEEPS)
+@pytest.mark.parametrize("name", lab.PROGRESSIVE_SWEEPS)
 def test_every_sweep_can_do_a_short_run(name, quick):
-    sweep = progressive.PROGRESSIVE_SWEEPS[name]
+    sweep = lab.PROGRESSIVE_SWEEPS[name]
     assert sweep.name == name and len(sweep.seeds) >= 3
     for setting in (sweep.settings[0], sweep.settings[-1]):
         short = {**setting, "steps": 12}
@@ -480,18 +480,18 @@ def test_every_sweep_can_do_a_short_run(name, quick):
 
 def test_both_methods_start_from_the_teacher_and_pay_twice_a_step(quick):
     for method in ("cd", "pd256", "pd"):
-        setting = {"dataset": "moons", "method": method, "distance": "l2", "steps": 12}
-        numbers = progressive.versus_work(setting, 0)
+        setting = {"dataset": "moons", "method": method, "distance": "squared_l2", "steps": 12}
+        numbers = lab.run_versus(setting, 0)
         assert numbers["evaluations_1"] == 2 * (12 if method != "pd256" else 8)
     assert numbers["evaluations_8"] == 12  # three of the six rounds
     one_step = {"method": "pd", "teacher": "learned", "form": "vp", "steps": 12, "samples": 300}
-    assert progressive.one_step_work(one_step, 0)["evaluations"] == 24
-    assert progressive.versus_work(setting, 0) == numbers
+    assert lab.run_one_step(one_step, 0)["evaluations"] == 24
+    assert lab.run_versus(setting, 0) == numbers
 
 
 def test_a_teacher_leaves_the_global_randomness_as_it_was_the_first_time_too():
     torch.manual_seed(123)
     before = torch.get_rng_state()
     for form in ("edm", "vp", "edm"):
-        progressive.learn_teacher("moons", form, 0, 3)
+        lab.teacher_of_form("moons", form, 0, 3)
         assert torch.equal(before, torch.get_rng_state())
