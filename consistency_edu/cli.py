@@ -39,13 +39,13 @@ from typing import Annotated
 
 import torch
 import tyro
-from .experiments.toy import ToyConfig, run_toy
 from PIL import Image
 from torch import Tensor
 
 import consistency_edu
 from .data import InputError, choose, draw_normal, per_sample
 from .experiments.sweeps import FOLDER, Sweep, run_sweep
+from .experiments.toy import ToyConfig, run_toy
 from .files import check_writable, write_file
 from .image_methods import Recipe, grid_of, override
 from .image_recipes import RECIPES
