@@ -16,12 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from .image_sets import to_pixels
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data import choose, choose_device, load_digits, tensor_batches
 from .files import InputError
+from .image_sets import to_pixels
 from .training import from_seed
 
 # %% ../nbs/15a_features.ipynb #ev000016

@@ -355,3 +355,9 @@ def test_the_boundary_condition_keeps_what_a_bare_network_forgets(seed):
             pass
         kept[kind] = spread_and_offset(consistency.answers_at_top(model, tracks))[0]
     assert kept["bare"] < 0.2 and kept["skip"] > 0.4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_boundary_is_exact_in_every_precision(dtype):
+    c_skip, c_out = skip_coefficients(torch.tensor([0.002], dtype=dtype), 0.002, 0.5)
+    assert c_skip.item() == 1 and c_out.item() == 0
