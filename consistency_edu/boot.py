@@ -25,7 +25,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from .consistency import ConsistencyModel, ExactConsistency, per_sample_loss, side_of
+from .consistency import ConsistencyModel, ExactConsistency, per_sample_loss, classify
 from consistency_edu.data import (
     GaussianMixture,
     draw_normal,
@@ -486,7 +486,7 @@ class ToyJudge:
         """Return distances, spread, precision, recall, and the shares of the classes hit."""
         near = precision_recall(self.fresh[:1000], cloud[:1000])
         classes = self.mixture.num_classes
-        share = torch.bincount(side_of(cloud, self.mixture), minlength=classes) / len(cloud)
+        share = torch.bincount(classify(cloud, self.mixture), minlength=classes) / len(cloud)
         return {
             "sliced_w2": sliced_w2(cloud, self.fresh),
             "paired_error": paired_error(cloud, self.ends),
@@ -558,7 +558,7 @@ def guided_toy_work(setting: dict, seed: int) -> dict:
 
 def class_numbers(cloud: Tensor, labels: Tensor, mixture: GaussianMixture) -> list[float]:
     """Return the share of `cloud` `[B, 2]` in its own class, and the mean spread of a class."""
-    own = (side_of(cloud, mixture) == labels).float().mean()
+    own = (classify(cloud, mixture) == labels).float().mean()
     spreads = [spread(cloud[labels == k]) for k in range(mixture.num_classes)]
     return [float(own), sum(spreads) / len(spreads)]
 

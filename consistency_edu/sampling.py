@@ -12,15 +12,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-
-from consistency_edu.consistency import (
+from consistency_edu.experiments.consistency import (
     LOSSES,
-    ExactConsistency,
     PathConsistency,
     make_student,
     solved_paths,
 )
+from torch import Tensor, nn
+
+from .consistency import ExactConsistency
 from consistency_edu.data import (
     check_floating,
     draw_normal,

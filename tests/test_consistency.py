@@ -5,33 +5,36 @@ import math
 import pytest
 import torch
 
-from consistency_edu import consistency
 from consistency_edu.consistency import (
+    ConsistencyModel,
+    ExactConsistency,
+    classify,
+    naive_coefficients,
+    skip_coefficients,
+)
+from consistency_edu.data import GaussianMixture, InputError, tensor_batches, toy
+from consistency_edu.experiments import consistency as lab
+from consistency_edu.experiments.consistency import (
     COEFFICIENTS,
     CONSISTENCY_SWEEPS,
     LOSSES,
-    ConsistencyModel,
-    ExactConsistency,
-    NaiveConsistencyModel,
     PathConsistency,
     PathRegression,
-    consistency_run,
     edm_coefficients,
-    judge_student,
+    evaluate_student,
     make_student,
-    naive_coefficients,
     path_answers,
+    predict_at_sigma_max,
     rays,
-    side_of,
-    skip_coefficients,
+    run_consistency,
     solved_paths,
     spread_and_offset,
 )
-from consistency_edu.data import GaussianMixture, InputError, toy
 from consistency_edu.metrics import paired_error
 from consistency_edu.networks import MLP
 from consistency_edu.pf_ode import EDMDenoiser, karras_sigmas, solve_pf_ode
 from consistency_edu.score import ExactDenoiser
+from consistency_edu.training import constant_rate, train
 
 GRID = karras_sigmas(18, 0.002, 5.0)
 SQUARED = LOSSES["l2"][0]
@@ -86,12 +89,12 @@ def test_exact_consistency_passes_labels_on():
     f = ExactConsistency(ExactDenoiser(eight), sigma_max=5.0, steps=24)
     labels = torch.arange(8)
     ends = f(torch.zeros(8, 2).double() + 0.01, torch.full((8,), 5.0).double(), labels)
-    assert torch.equal(side_of(ends, eight), labels)
+    assert torch.equal(classify(ends, eight), labels)
 
 
-def test_side_of_weighs_width_and_weight():
+def test_classify_weighs_width_and_weight():
     moons = toy("moons")
-    assert torch.equal(side_of(moons.means, moons), moons.labels)
+    assert torch.equal(classify(moons.means, moons), moons.labels)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -99,8 +102,9 @@ def test_side_of_weighs_width_and_weight():
 def test_the_boundary_holds_bit_for_bit(dtype, sigma_min, generator):
     x = torch.randn(100, 2, generator=generator).to(dtype)
     lowest = karras_sigmas(18, sigma_min, 5.0, dtype=dtype)[0].expand(100)
-    for kind in (ConsistencyModel, NaiveConsistencyModel):
-        model = kind(MLP(), sigma_min=sigma_min, sigma_max=5.0).to(dtype)
+    for coefficients in (skip_coefficients, naive_coefficients):
+        ends = {"sigma_min": sigma_min, "sigma_max": 5.0}
+        model = ConsistencyModel(MLP(), coefficients=coefficients, **ends).to(dtype)
         assert torch.equal(model(x, lowest), x)
     c_skip, c_out = skip_coefficients(lowest, sigma_min, 0.5)
     assert (c_skip == 1).all() and (c_out == 0).all()
@@ -163,7 +167,8 @@ def test_skip_model_has_the_slope_that_the_ode_asks_for(generator):
     def rate(model, h):
         return (model(x, at(0.002 + h)) - x) / h
 
-    skip, naive = ConsistencyModel(network), NaiveConsistencyModel(network)
+    skip = ConsistencyModel(network)
+    naive = ConsistencyModel(network, coefficients=naive_coefficients)
     expected = network(x / math.sqrt(0.25 + 0.002**2), at(0.002).log() / 4)
     assert torch.allclose(rate(skip, 1e-8), expected, atol=1e-3)
     assert rate(naive, 1e-5).norm() > 90 * rate(naive, 1e-3).norm()
@@ -295,7 +300,7 @@ def test_students_are_what_their_names_say(generator):
     tracks = solved_paths(toy("moons"), grid, 256, generator)
     fitted = make_student("bare", truth=tracks, sigmas=grid, steps=60, generator=generator)
     fresh = make_student("bare", sigmas=grid, generator=generator)
-    errors = [judge_student(m, tracks, grid)["paired_error"] for m in (fitted, fresh)]
+    errors = [evaluate_student(m, tracks, grid)["paired_error"] for m in (fitted, fresh)]
     assert errors[0] < 0.8 * errors[1]
     assert all(p.requires_grad for p in fitted.parameters())
 
@@ -310,7 +315,7 @@ def test_judging_the_exact_f_finds_no_fault(generator):
     moons, grid = toy("moons"), GRID.float()
     held = solved_paths(moons, grid, 60, generator)
     f = ExactConsistency(ExactDenoiser(moons), sigma_max=5.0, steps=32)
-    numbers = judge_student(f, held, grid)
+    numbers = evaluate_student(f, held, grid)
     assert numbers["paired_error"] < 1e-3 and numbers["boundary_miss"] < 1e-6
     assert len(numbers["by_level"]) == 18 and numbers["by_level"][-1] == numbers["paired_error"]
     assert 0 < numbers["jump"] < 1e-4 and abs(numbers["spread"] - 0.5) < 0.12
@@ -321,13 +326,13 @@ def test_a_run_is_repeatable_and_survives_divergence(monkeypatch):
     def small(mixture, sigmas, count, generator):
         return solved_paths(mixture, sigmas, min(count, 128), generator)
 
-    monkeypatch.setattr(consistency, "solved_paths", small)
+    monkeypatch.setattr(lab, "solved_paths", small)
     setting = dict(CONSISTENCY_SWEEPS["parameterisation"].settings[0])
-    first, again = (consistency_run(setting, 0, steps=12) for _ in range(2))
+    first, again = (run_consistency(setting, 0, steps=12) for _ in range(2))
     assert first == again and first["lasted"] == 12
     assert [row[0] for row in first["trace"]] == [0, 10]
     wild = {**setting, "coefficients": "bare", "optimizer": "SGD", "lr": 1e6}
-    diverged = consistency_run(wild, 0, steps=12)
+    diverged = run_consistency(wild, 0, steps=12)
     assert diverged["lasted"] < 12 and diverged["trace"][-1][1:] == (1e9, 1e9)
 
 
@@ -349,11 +354,11 @@ def test_the_boundary_condition_keeps_what_a_bare_network_forgets(seed):
         tracks = solved_paths(moons, grid, 2048, generator)
         model = make_student(kind, truth=tracks, sigmas=grid, steps=700, generator=generator)
         objective = PathConsistency(model, grid, distance=distance, weight=weight)
-        batches = consistency.tensor_batches(tracks, None, 256, generator=generator)
-        options = dict(steps=300, lr=1e-3, rate=consistency.constant_rate, generator=generator)
-        for _ in consistency.train(objective, batches, **options):
+        batches = tensor_batches(tracks, None, 256, generator=generator)
+        options = dict(steps=300, lr=1e-3, rate=constant_rate, generator=generator)
+        for _ in train(objective, batches, **options):
             pass
-        kept[kind] = spread_and_offset(consistency.answers_at_top(model, tracks))[0]
+        kept[kind] = spread_and_offset(predict_at_sigma_max(model, tracks))[0]
     assert kept["bare"] < 0.2 and kept["skip"] > 0.4
 
 

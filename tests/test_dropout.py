@@ -4,14 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from consistency_edu.experiments.distillation import FLOWS
 from test_distributed import together
 from test_networks import awake
 from torch import nn
 
-from consistency_edu import boot, consistency, consistency_training, distillation, networks
+from consistency_edu import boot, consistency_training, distillation, networks
 from consistency_edu.boot import Boot, SignalModel
-from consistency_edu.consistency import ConsistencyModel, PathConsistency
+from consistency_edu.consistency import ConsistencyModel
 from consistency_edu.consistency_training import (
     AveragedTraining,
     ConsistencyTraining,
@@ -19,6 +18,10 @@ from consistency_edu.consistency_training import (
 )
 from consistency_edu.data import draw_normal, toy
 from consistency_edu.distances import squared_l2
+from consistency_edu.experiments import consistency as lab09
+from consistency_edu.experiments import distillation as lab11
+from consistency_edu.experiments.consistency import PathConsistency
+from consistency_edu.experiments.distillation import FLOWS
 from consistency_edu.image_methods import METHODS, Recipe, build_network, build_objective
 from consistency_edu.networks import Dropout, UNet, same_dropout
 from consistency_edu.pf_ode import EDMDenoiser, karras_sigmas
@@ -37,7 +40,7 @@ def each_its_own(*passes):
 
 
 def break_sharing(monkeypatch):
-    for module in (boot, consistency, consistency_training, distillation):
+    for module in (boot, consistency_training, distillation, lab09, lab11):
         monkeypatch.setattr(module, "same_dropout", each_its_own)
 
 

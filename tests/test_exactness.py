@@ -9,7 +9,7 @@ from consistency_edu import sampling
 from consistency_edu.consistency import (
     ConsistencyModel,
     ExactConsistency,
-    NaiveConsistencyModel,
+    naive_coefficients,
     skip_coefficients,
 )
 from consistency_edu.consistency_training import num_points, target_decay
@@ -58,12 +58,13 @@ def test_finite_set_denoiser_is_a_softmax_average(level, generator):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", [ConsistencyModel, NaiveConsistencyModel])
-def test_boundary_holds_bit_for_bit(kind, dtype, generator):
+@pytest.mark.parametrize("coefficients", [skip_coefficients, naive_coefficients])
+def test_boundary_holds_bit_for_bit(coefficients, dtype, generator):
     x = torch.randn(100, 2, generator=generator, dtype=dtype)
     for sigma_min in (0.002, 0.01, 0.3):
         lowest = karras_sigmas(7, sigma_min, 5.0, dtype=dtype)[0].expand(100)
-        model = kind(MLP().to(dtype), sigma_min=sigma_min, sigma_max=5.0)
+        ends = {"sigma_min": sigma_min, "sigma_max": 5.0}
+        model = ConsistencyModel(MLP().to(dtype), coefficients=coefficients, **ends)
         assert torch.equal(model(x, lowest), x)
         c_skip, c_out = skip_coefficients(lowest, sigma_min, 0.5)
         assert (c_skip == 1).all() and (c_out == 0).all()

@@ -17,13 +17,14 @@ from consistency_edu.boot import (
     signal_of,
     solve_signal_ode,
 )
-from consistency_edu.consistency import ConsistencyModel, ExactConsistency, PathConsistency
+from consistency_edu.consistency import ConsistencyModel, ExactConsistency
 from consistency_edu.consistency_training import ConsistencyTraining
 from consistency_edu.data import InputError, draw_normal, draw_uniform, toy
 from consistency_edu.ddim import ddim_step, sample_ddim
 from consistency_edu.ddpm import EpsDenoiser, EpsLoss, cosine_schedule, posterior_mean
 from consistency_edu.distances import squared_l2, uniform_weight
 from consistency_edu.distillation import ConsistencyDistillation
+from consistency_edu.experiments.consistency import PathConsistency
 from consistency_edu.guidance import Guided, GuidedByLabel, LabelDropout, with_weight
 from consistency_edu.networks import MLP, UNet
 from consistency_edu.pf_ode import (
