@@ -620,7 +620,7 @@ from consistency_edu.editing import (
     interpolate,
     keep_grey,
     keep_means,
-    refine,
+    renoise_and_denoise,
 )
 from .image_sets import _decode, to_floats, to_pixels
 
@@ -753,7 +753,7 @@ def stroke(config: EditConfig, run: Run) -> Tensor:
     """Make images after a sketch; by default from level 0.8."""
     image = read_image(config.image, run.shape).expand(config.count, *run.shape)
     sigmas = config.sigmas or (0.8, 0.4)
-    return refine(run.model, image, sigmas, generator=dice_of(config))
+    return renoise_and_denoise(run.model, image, sigmas, generator=dice_of(config))
 
 
 def clean(config: EditConfig, run: Run) -> Tensor:

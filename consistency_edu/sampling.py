@@ -12,12 +12,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from consistency_edu.experiments.consistency import (
-    LOSSES,
-    PathConsistency,
-    make_student,
-    solved_paths,
-)
 from torch import Tensor, nn
 
 from .consistency import ExactConsistency
@@ -29,6 +23,12 @@ from consistency_edu.data import (
     per_sample,
     tensor_batches,
     toy,
+)
+from consistency_edu.experiments.consistency import (
+    LOSSES,
+    PathConsistency,
+    make_student,
+    solved_paths,
 )
 from .experiments.sweeps import Sweep
 from .files import InputError

@@ -8,23 +8,16 @@ import pytest
 import torch
 from conftest import make_mixture
 
-from consistency_edu import editing
 from consistency_edu.boot import BootStudent, SignalModel
 from consistency_edu.consistency import ConsistencyModel, ExactConsistency
 from consistency_edu.data import InputError, draw_normal, draw_points, toy
 from consistency_edu.editing import (
-    EDITING_SWEEPS,
-    FIRST_KNOWN,
-    KNOWN,
     LUMINANCE,
-    ConditionalJudge,
     Operator,
+    add_noise,
     basis_from,
-    condition,
     denoise,
-    draw_conditional,
     edit,
-    editing_model,
     enlarge,
     from_patches,
     geometric,
@@ -32,10 +25,21 @@ from consistency_edu.editing import (
     keep_along,
     keep_grey,
     keep_means,
-    refine,
-    rounds_run,
-    steps_run,
+    renoise_and_denoise,
     to_patches,
+)
+from consistency_edu.experiments import editing as lab
+from consistency_edu.experiments.editing import (
+    EDITING_SWEEPS,
+    FIRST_KNOWN,
+    KNOWN_VALUES,
+    LEVEL_SCHEMES,
+    ConditionalBenchmark,
+    condition,
+    draw_conditional,
+    editing_model,
+    run_rounds,
+    run_steps,
     w2_band,
 )
 from consistency_edu.metrics import sliced_w2
@@ -209,11 +213,11 @@ ONE_STEP = {
 
 
 @pytest.mark.parametrize("name", ONE_STEP)
-@pytest.mark.parametrize("work", ["edit", "refine", "denoise"])
+@pytest.mark.parametrize("work", ["edit", "renoise_and_denoise", "denoise"])
 def test_one_step_students_cannot_edit(name, work):
     actions = {
         "edit": lambda m: edit(m, torch.zeros(2, 2), FIRST_KNOWN, [5.0]),
-        "refine": lambda m: refine(m, torch.zeros(2, 2), [5.0]),
+        "renoise_and_denoise": lambda m: renoise_and_denoise(m, torch.zeros(2, 2), [5.0]),
         "denoise": lambda m: denoise(m, torch.zeros(2, 2), 5.0),
     }
     with pytest.raises(InputError, match=r"at sigma_max = 5 alone.*take a consistency model"):
@@ -235,7 +239,7 @@ def test_bad_levels_are_refused_before_any_work(sigmas, remedy):
     spy = Spy()
     for work in (
         lambda: edit(spy, torch.zeros(2, 2), FIRST_KNOWN, sigmas),
-        lambda: refine(spy, torch.zeros(2, 2), sigmas),
+        lambda: renoise_and_denoise(spy, torch.zeros(2, 2), sigmas),
     ):
         with pytest.raises(InputError, match=remedy):
             work()
@@ -250,7 +254,7 @@ def test_levels_may_start_below_the_top_and_from_float32():
 def test_bad_operators_are_refused():
     image, spy = torch.rand(2, 1, 8, 8) + 1, Spy()
     everything = dataclasses.replace(HOLE, free=torch.ones(8, 8, dtype=torch.bool))
-    with pytest.raises(InputError, match="frees everything.*refine"):
+    with pytest.raises(InputError, match="frees everything.*renoise_and_denoise"):
         edit(spy, image, everything, [1.0])
     with pytest.raises(InputError, match=r"\[7\] does not fit images \[2, 1, 8, 8\]"):
         edit(spy, image, Operator(torch.arange(7) > 3), [1.0])
@@ -308,7 +312,7 @@ def test_small_levels_from_the_truth_stay_there_and_large_ones_blur():
         )
         for _ in range(6):
             x = FIRST_KNOWN.project(
-                f(editing.add_noise(x, tau, 0.002, dice), torch.full((1000,), tau)), truth
+                f(add_noise(x, tau, 0.002, dice), torch.full((1000,), tau)), truth
             )
         band = w2_band(x, truth, count=16, shuffles=50, generator=dice)
         off[tau] = sliced_w2(x, truth, 16) / band
@@ -333,7 +337,7 @@ def test_the_band_is_a_quantile_of_shuffles(generator):
 
 def test_a_stroke_is_not_wiped_out(generator):
     spy, stroke = Spy(1.0), torch.full((50_000, 2), 7.0).double()
-    path = refine(spy, stroke, [0.5, 0.3], generator=generator, return_path=True)
+    path = renoise_and_denoise(spy, stroke, [0.5, 0.3], generator=generator, return_path=True)
     assert torch.equal(path[0], stroke) and path.shape == (5, 50_000, 2)
     assert (path[1] - stroke).std() == pytest.approx(0.5, rel=0.02)
     assert (path[1] - stroke).mean().abs() < 0.02
@@ -344,14 +348,14 @@ def test_a_stroke_is_not_wiped_out(generator):
 
 def test_a_stroke_knows_sigma_min(generator):
     start, sigmas = torch.zeros(50_000, 1), [0.5, 0.5 - 1e-9]
-    path = refine(Spy(1.0, 0.4), start, sigmas, generator=generator, return_path=True)
+    path = renoise_and_denoise(Spy(1.0, 0.4), start, sigmas, generator=generator, return_path=True)
     assert path[1].std() == pytest.approx(0.5, rel=0.02)
     assert (path[3] - path[2]).std() == pytest.approx(0.3, rel=0.02)
 
 
 def test_labels_reach_strokes_and_denoising():
     spy, labels = Spy(1.0), torch.arange(3)
-    refine(spy, torch.zeros(3, 2), [1.0], labels=labels)
+    renoise_and_denoise(spy, torch.zeros(3, 2), [1.0], labels=labels)
     denoise(spy, torch.zeros(3, 2), 1.0, labels=labels)
     assert len(spy.seen) == 2 and all(torch.equal(asked, labels) for *_, asked in spy.seen)
 
@@ -399,9 +403,9 @@ def test_geometric_levels_fall_from_high_to_low():
 
 
 def test_the_judge_holds_independent_exact_draws(generator, blobs):
-    judge = ConditionalJudge(blobs, 200, generator)
+    judge = ConditionalBenchmark(blobs, 200, generator)
     assert judge.truth.shape == judge.other.shape == (1000, 2)
-    for value, group in zip(KNOWN, judge.known.split(200)):
+    for value, group in zip(KNOWN_VALUES, judge.known.split(200)):
         assert (group[:, 0] == torch.tensor(value)).all() and (group[:, 1] == 0).all()
     assert torch.equal(judge.known[800:, 0], judge.other[800:, 0])
     assert not torch.equal(judge.truth, judge.other)
@@ -419,32 +423,32 @@ def test_runs_are_repeatable_and_whole(monkeypatch):
         return model
 
     assert editing_model("exact", None).sigma_max == 5.0
-    monkeypatch.setattr(editing, "editing_model", quick)
-    monkeypatch.setattr(editing, "w2_band", functools.partial(w2_band, shuffles=3))
-    for name, run in (("editing_steps", steps_run), ("editing_rounds", rounds_run)):
+    monkeypatch.setattr(lab, "editing_model", quick)
+    monkeypatch.setattr(lab, "w2_band", functools.partial(w2_band, shuffles=3))
+    for name, run in (("editing_steps", run_steps), ("editing_rounds", run_rounds)):
         setting = dict(EDITING_SWEEPS[name].settings[0])
-        more = {"steps": (1, 2)} if run is steps_run else {"rounds": 2}
+        more = {"steps": (1, 2)} if run is run_steps else {"rounds": 2}
         first, again = (run(setting, 0, count=40, **more) for _ in range(2))
         assert first == again and len(first["band"]) == 5
         assert run(setting, 1, count=40, **more) != first
-    first = steps_run({"model": "exact", "levels": "even"}, 0, count=40, steps=(1, 2))
+    first = run_steps({"model": "exact", "levels": "even"}, 0, count=40, steps=(1, 2))
     assert len(first["w2"]) == len(first["stray"]) == 2
-    walk = rounds_run({"tau": 0.1}, 0, count=40, rounds=2)
+    walk = run_rounds({"tau": 0.1}, 0, count=40, rounds=2)
     assert len(walk["exact"]) == len(walk["jump"]) == 3
     assert walk["exact"][0][3] < 0.1 < walk["jump"][0][3]  # one starts from the truth
 
 
 def test_the_levels_of_the_sweep():
     model = Spy()
-    assert torch.equal(editing.LEVELS["even"](model, 4), steps_evenly(model, 4))
-    assert editing.LEVELS["middle"](model, 4).tolist() == pytest.approx(
+    assert torch.equal(LEVEL_SCHEMES["even"](model, 4), steps_evenly(model, 4))
+    assert LEVEL_SCHEMES["middle"](model, 4).tolist() == pytest.approx(
         geometric(0.05, 1, 4).tolist()
     )
 
 
 def test_a_judge_of_edits_takes_the_shape_of_what_is_known():
-    judge = ConditionalJudge(toy("moons"), 20, torch.Generator().manual_seed(0))
+    judge = ConditionalBenchmark(toy("moons"), 20, torch.Generator().manual_seed(0))
     for bad in (judge.known[:-1], judge.known[:20], torch.zeros(len(judge.known), 3)):
-        for action in (judge.distances, judge.stray):
+        for action in (judge.distances, judge.stray, judge.evaluate):
             with pytest.raises(InputError, match="edits of `known`"):
                 action(bad)

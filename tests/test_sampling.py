@@ -9,7 +9,7 @@ from consistency_edu import sampling
 from consistency_edu.boot import BootStudent, SignalModel
 from consistency_edu.consistency import ConsistencyModel, ExactConsistency
 from consistency_edu.data import InputError, draw_normal, draw_points, toy
-from consistency_edu.editing import refine
+from consistency_edu.editing import renoise_and_denoise
 from consistency_edu.metrics import energy_test
 from consistency_edu.networks import MLP
 from consistency_edu.pf_ode import karras_sigmas, solve_pf_ode
@@ -229,7 +229,7 @@ def test_a_clamp_leaves_levels_and_refusals_as_they_are():
     with pytest.raises(InputError, match="no second jump"):
         sample_multistep(clamped, torch.ones(2, 2), [3.0, 1.0])
     with pytest.raises(InputError, match="take a consistency model"):
-        refine(clamped, torch.ones(2, 2), [1.0])
+        renoise_and_denoise(clamped, torch.ones(2, 2), [1.0])
 
 
 def test_a_denoiser_can_be_clamped(generator):
