@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_mixture
+from consistency_edu.experiments.boot import ProgressiveTime
 
 from consistency_edu import boot
 from consistency_edu.boot import (
     Boot,
     BootStudent,
-    ProgressiveTime,
     SignalModel,
     draw_between,
     empty_batches,

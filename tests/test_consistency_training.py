@@ -20,7 +20,8 @@ from consistency_edu.consistency_training import (
 )
 from consistency_edu.data import GaussianMixture, InputError, draw_points, toy
 from consistency_edu.distances import inverse_gap, l1, squared_l2, uniform_weight
-from consistency_edu.distillation import ConsistencyDistillation, ToyJudge
+from consistency_edu.distillation import ConsistencyDistillation
+from consistency_edu.experiments.benchmarks import ToyJudge
 from consistency_edu.networks import MLP
 from consistency_edu.pf_ode import euler_step, karras_sigmas
 from consistency_edu.score import ExactDenoiser
