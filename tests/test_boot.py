@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_mixture
-from consistency_edu.experiments.boot import ProgressiveTime
 
-from consistency_edu import boot
+from consistency_edu import guidance, sampling
 from consistency_edu.boot import (
     Boot,
     BootStudent,
@@ -32,6 +31,9 @@ from consistency_edu.ddim import alpha_sigma, ddim_step
 from consistency_edu.ddpm import cosine_vp
 from consistency_edu.distances import l1, squared_l2
 from consistency_edu.distillation import draw_interval
+from consistency_edu.experiments import benchmarks
+from consistency_edu.experiments import boot as lab
+from consistency_edu.experiments.boot import ProgressiveTime
 from consistency_edu.guidance import Guided, GuidedByLabel, admit_weight, with_weight
 from consistency_edu.networks import MLP, UNet
 from consistency_edu.pf_ode import EDMDenoiser, euler_step, karras_sigmas, solve_pf_ode
@@ -342,7 +344,7 @@ def test_networks_learn_to_read_weights(kind, generator):
     assert torch.allclose(reads(x, c_noise, with_weight(labels, 3.0)), expected, atol=1e-6)
     assert torch.allclose(reads(x, c_noise, labels), expected, atol=1e-6)
     assert torch.allclose(reads(x, c_noise), plain(x, c_noise), atol=1e-6)
-    swapped = next(m for m in reads.modules() if isinstance(m, boot.WeightEmbedding))
+    swapped = next(m for m in reads.modules() if isinstance(m, guidance.WeightEmbedding))
     torch.nn.init.normal_(swapped.mix.weight)
     answers = [reads(x, c_noise, with_weight(labels, w)) for w in (0.0, 1.0, 4.0)]
     assert min(float((a - b).detach().abs().max()) for a, b in zip(answers, answers[1:])) > 1e-3
@@ -385,111 +387,116 @@ def test_it_learns_the_path_of_a_gaussian(generator):
 
 
 def test_settings_build_what_they_say():
-    base = {**boot.TOY, "points": 9}
-    assert boot.toy_objective(base, 0).boundary_weight == 1.0
-    made = boot.toy_objective({**base, "solver": "heun", "beta": 0.0, "decay": 0.5}, 0)
+    base = {**lab.BOOT_TOY, "points": 9}
+    assert lab.boot_toy_objective(base, 0).boundary_weight == 1.0
+    made = lab.boot_toy_objective({**base, "solver": "heun", "beta": 0.0, "decay": 0.5}, 0)
     assert made.solver is signal_heun and made.boundary_weight == 0 and made.target.slow is not None
-    assert boot.toy_objective({**base, "draw": "moving"}, 0).draw.window == 0.2
-    assert boot.toy_objective({**base, "draw": "growing"}, 0).draw.window == 1.0
-    assert boot.toy_objective({**base, "draw": "between"}, 0).draw is draw_between
-    weight = boot.toy_objective({**base, "weight": "delta"}, 0).weight
+    assert lab.boot_toy_objective({**base, "draw": "moving"}, 0).draw.window == 0.2
+    assert lab.boot_toy_objective({**base, "draw": "growing"}, 0).draw.window == 1.0
+    assert lab.boot_toy_objective({**base, "draw": "between"}, 0).draw is draw_between
+    weight = lab.boot_toy_objective({**base, "weight": "delta"}, 0).weight
     assert float(weight(torch.ones(1), torch.ones(1))) == 64
-    vp = boot.toy_objective({**base, "form": "vp"}, 0)
+    vp = lab.boot_toy_objective({**base, "form": "vp"}, 0)
     assert vp.online.sigma_max == pytest.approx(float(vp.sigmas[-1])) and vp.sigmas[-1] > 30
-    same = [boot.toy_objective(base, seed).online.network.last.weight for seed in (3, 3, 4)]
+    same = [lab.boot_toy_objective(base, seed).online.network.last.weight for seed in (3, 3, 4)]
     assert torch.equal(same[0], same[1]) and not torch.equal(same[0], same[2])
 
 
 def test_the_judge_knows_the_truth():
-    judge = boot.ToyJudge("moons", GRID, count=1000)
-    assert (judge.signals[0] + 0.002 * judge.noise - judge.ends).norm(dim=1).median() < 2e-3
-    assert not judge.signals[-1].any() and judge.signals.shape == (12, 1000, 2)
-    perfect = judge.measure(judge.ends)
+    bench = lab.BootToyBenchmark("moons", GRID, count=1000)
+    assert (bench.signals[0] + 0.002 * bench.noise - bench.ends).norm(dim=1).median() < 2e-3
+    assert not bench.signals[-1].any() and bench.signals.shape == (12, 1000, 2)
+    perfect = bench.evaluate(bench.ends)
     assert perfect["paired_error"] == 0 and perfect["mode_recall"] == 1
     assert perfect["sliced_w2"] < 0.06 and perfect["rarest_class"] > 0.8
-    halved = judge.measure(judge.ends[judge.ends[:, 1] > 0].repeat(3, 1)[:1000])
+    halved = bench.evaluate(bench.ends[bench.ends[:, 1] > 0].repeat(3, 1)[:1000])
     assert halved["mode_recall"] < 1 and halved["recall"] < perfect["recall"]
-    answers = dict(zip(GRID.float().tolist(), judge.signals))
-    off = judge.errors(lambda noise, sigma: answers[float(sigma[0])] + 0.3)
+    answers = dict(zip(GRID.float().tolist(), bench.signals))
+    off = bench.errors(lambda noise, sigma: answers[float(sigma[0])] + 0.3)
     assert off == pytest.approx([0.3 * 2**0.5] * 12, abs=1e-4)
 
 
 def test_grids_are_refined_within():
-    fine = boot.refine(GRID, 3)
+    fine = lab.subdivide_grid(GRID, 3)
     assert len(fine) == 34 and torch.allclose(fine[::3], GRID) and (fine.diff() > 0).all()
 
 
 def test_pictures_survive_packing(generator):
     x = 2 * torch.rand(7, 64, generator=generator) - 1
-    assert (boot.unpack(boot.pack(x)).flatten(1) - x).abs().max() <= 1 / 15 + 1e-6
-    assert boot.pack(torch.full((1, 64), -3.0)) == ["0" * 64]
-    assert boot.pack(torch.full((1, 64), 3.0)) == ["f" * 64]
+    assert (lab.decode_images(lab.encode_images(x)).flatten(1) - x).abs().max() <= 1 / 15 + 1e-6
+    assert lab.encode_images(torch.full((1, 64), -3.0)) == ["0" * 64]
+    assert lab.encode_images(torch.full((1, 64), 3.0)) == ["f" * 64]
 
 
 def test_mixes(generator):
     a, b = torch.randn(2, 40, 64, generator=generator)
-    for mix in (boot.linear_mix, boot.spherical_mix):
+    for mix in (sampling.linear_mix, sampling.spherical_mix):
         assert torch.allclose(mix(a, b, 0.0), a, atol=1e-4)
         assert torch.allclose(mix(a, b, 1.0), b, atol=1e-4)
         assert torch.allclose(mix(a, b, 0.3), mix(b, a, 0.7), atol=1e-5)
     unit = [v / v.norm(dim=1, keepdim=True) for v in (a, b)]
     for t in (-0.5, 0.3, 1.5):
-        assert torch.allclose(boot.spherical_mix(*unit, t).norm(dim=1), torch.ones(40), atol=1e-4)
+        assert torch.allclose(
+            sampling.spherical_mix(*unit, t).norm(dim=1), torch.ones(40), atol=1e-4
+        )
 
 
 def test_the_great_circle_of_equal_and_of_opposite_noises(generator):
     """Their angles, 0 and pi, have a sine of 0, by which nothing may be divided."""
     a = torch.randn(40, 64, generator=generator)
     for t in (0.0, 0.3, 1.0):
-        assert torch.allclose(boot.spherical_mix(a, a, t), a, atol=1e-3)
-        assert boot.spherical_mix(a, -a, t).isfinite().all()
+        assert torch.allclose(sampling.spherical_mix(a, a, t), a, atol=1e-3)
+        assert sampling.spherical_mix(a, -a, t).isfinite().all()
 
 
 def test_the_digits_judge():
-    judge = boot.DigitsJudge()
-    real = judge.measure(judge.test.repeat(4, 1))
+    bench = lab.BootDigitsBenchmark()
+    real = bench.evaluate(bench.test.repeat(4, 1))
     assert real["frechet"] < 1e-6 and real["recall"] == 1 and real["own_class"] is None
-    junk = judge.measure(torch.zeros(1796, 64) + 0.01 * judge.noise, judge.labels)
+    junk = bench.evaluate(torch.zeros(1796, 64) + 0.01 * bench.noise, bench.labels)
     assert junk["frechet"] > 5 and junk["recall"] < 0.1 and junk["own_class"] < 0.3
-    copies = judge.measure(judge.train[:449].repeat(4, 1))
+    copies = bench.evaluate(bench.train[:449].repeat(4, 1))
     assert copies["nearest"] == 0 < real["nearest"] and 0.1 < copies["frechet"] < 1
 
 
 def test_data_for_cd(generator):
-    full = boot.choose_data("digits", "100%", generator)
-    some = boot.choose_data("digits", "1%", generator)
+    full = lab.choose_data("digits", "100%", generator)
+    some = lab.choose_data("digits", "1%", generator)
     assert (len(full), len(some), some.shape[1]) == (1348, 13, 64)
     assert float(torch.cdist(some, full).min(1).values.max()) == 0
-    other = boot.choose_data("digits", "elsewhere", generator)
+    other = lab.choose_data("digits", "elsewhere", generator)
     assert torch.cdist(other[:50], full).min() > 0.5 and other.abs().max() <= 1
-    noise = boot.choose_data("moons", "noise", generator)
+    noise = lab.choose_data("moons", "noise", generator)
     assert noise.shape == (4000, 2) and abs(float(noise.std()) - 0.5) < 0.05
-    assert len(boot.choose_data("moons", "1%", generator)) == 40
+    assert len(lab.choose_data("moons", "1%", generator)) == 40
 
 
 def test_sweeps_are_fit_to_run():
-    for name, sweep in boot.BOOT_SWEEPS.items():
+    for name, sweep in lab.BOOT_SWEEPS.items():
         assert name == sweep.name and len({frozenset(s) for s in sweep.settings}) == 1
         assert len({str(sorted(s.items(), key=str)) for s in sweep.settings}) == len(sweep.settings)
-    row = boot.toy_work({**boot.TOY, "points": 9, "steps": 32, "watch": True}, 0)
+    row = lab.run_boot_toy({**lab.BOOT_TOY, "points": 9, "steps": 32, "watch": True}, 0)
     assert list(row["history"]) == ["2", "4", "8", "16", "32"] and len(row["history"]["32"]) == 9
 
 
 @pytest.mark.slow
 def test_boot_on_moons():
     """The target of the course: sliced W2 of at most 0.05 in one step."""
-    row = boot.toy_work({**boot.TOY, "steps": 2000}, 0)
+    row = lab.run_boot_toy({**lab.BOOT_TOY, "steps": 2000}, 0)
     assert row["sliced_w2"] <= 0.05 and row["paired_error"] < 0.08
 
 
 def test_teachers_leave_the_global_randomness_as_it_was_the_first_time_too(monkeypatch):
-    monkeypatch.setattr(boot, "fit", lambda *args, **options: fit(*args, **options | {"steps": 2}))
-    toy_teacher, digits_teacher = boot.toy_teacher.__wrapped__, boot.digits_teacher.__wrapped__
+    short = lambda *args, **options: fit(*args, **options | {"steps": 2})  # noqa: E731
+    for module in (lab, benchmarks):
+        monkeypatch.setattr(module, "fit", short)
+    kinds = lab.learned_teacher, lab.learned_noise_predictor, lab.conditional_digits_teacher
+    denoiser, predictor, digits_teacher = (make.__wrapped__ for make in kinds)
     torch.manual_seed(123)
     before = torch.get_rng_state()
     for make in (
-        lambda: toy_teacher("moons", "edm", 0),
-        lambda: toy_teacher("moons", "vp", 0),
+        lambda: denoiser("moons", 0),
+        lambda: predictor("moons", 0),
         lambda: digits_teacher(0),
     ):
         one, other = make(), make()
@@ -498,10 +505,11 @@ def test_teachers_leave_the_global_randomness_as_it_was_the_first_time_too(monke
 
 
 def test_judges_refuse_what_they_cannot_judge():
-    digits, points = boot.DigitsJudge(), boot.ToyJudge("moons", karras_sigmas(5, 0.002, 5.0), 50)
+    digits = lab.BootDigitsBenchmark()
+    points = lab.BootToyBenchmark("moons", karras_sigmas(5, 0.002, 5.0), 50)
     for bad, word in ((torch.zeros(1796, 3072), "8 x 8"), (torch.zeros(60, 64), "1796")):
         with pytest.raises(InputError, match=word):
-            digits.measure(bad)
+            digits.evaluate(bad)
     for bad in (torch.zeros(50, 3), torch.zeros(50, 1), torch.zeros(40, 2)):
         with pytest.raises(InputError):
-            points.measure(bad)
+            points.evaluate(bad)
