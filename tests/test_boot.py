@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_mixture
 
-from consistency_edu import boot
+from consistency_edu import guidance
 from consistency_edu.boot import (
     Boot,
     BootStudent,
@@ -32,6 +32,7 @@ from consistency_edu.ddim import alpha_sigma, ddim_step
 from consistency_edu.ddpm import cosine_vp
 from consistency_edu.distances import l1, squared_l2
 from consistency_edu.distillation import draw_interval
+from consistency_edu.experiments import boot
 from consistency_edu.guidance import Guided, GuidedByLabel, admit_weight, with_weight
 from consistency_edu.networks import MLP, UNet
 from consistency_edu.pf_ode import EDMDenoiser, euler_step, karras_sigmas, solve_pf_ode
@@ -342,7 +343,7 @@ def test_networks_learn_to_read_weights(kind, generator):
     assert torch.allclose(reads(x, c_noise, with_weight(labels, 3.0)), expected, atol=1e-6)
     assert torch.allclose(reads(x, c_noise, labels), expected, atol=1e-6)
     assert torch.allclose(reads(x, c_noise), plain(x, c_noise), atol=1e-6)
-    swapped = next(m for m in reads.modules() if isinstance(m, boot.WeightEmbedding))
+    swapped = next(m for m in reads.modules() if isinstance(m, guidance.WeightEmbedding))
     torch.nn.init.normal_(swapped.mix.weight)
     answers = [reads(x, c_noise, with_weight(labels, w)) for w in (0.0, 1.0, 4.0)]
     assert min(float((a - b).detach().abs().max()) for a, b in zip(answers, answers[1:])) > 1e-3
@@ -386,22 +387,22 @@ def test_it_learns_the_path_of_a_gaussian(generator):
 
 def test_settings_build_what_they_say():
     base = {**boot.TOY, "points": 9}
-    assert boot.toy_objective(base, 0).boundary_weight == 1.0
-    made = boot.toy_objective({**base, "solver": "heun", "beta": 0.0, "decay": 0.5}, 0)
+    assert boot.init_objective(base, 0).boundary_weight == 1.0
+    made = boot.init_objective({**base, "solver": "heun", "beta": 0.0, "decay": 0.5}, 0)
     assert made.solver is signal_heun and made.boundary_weight == 0 and made.target.slow is not None
-    assert boot.toy_objective({**base, "draw": "moving"}, 0).draw.window == 0.2
-    assert boot.toy_objective({**base, "draw": "growing"}, 0).draw.window == 1.0
-    assert boot.toy_objective({**base, "draw": "between"}, 0).draw is draw_between
-    weight = boot.toy_objective({**base, "weight": "delta"}, 0).weight
+    assert boot.init_objective({**base, "draw": "moving"}, 0).draw.window == 0.2
+    assert boot.init_objective({**base, "draw": "growing"}, 0).draw.window == 1.0
+    assert boot.init_objective({**base, "draw": "between"}, 0).draw is draw_between
+    weight = boot.init_objective({**base, "weight": "delta"}, 0).weight
     assert float(weight(torch.ones(1), torch.ones(1))) == 64
-    vp = boot.toy_objective({**base, "form": "vp"}, 0)
+    vp = boot.init_objective({**base, "form": "vp"}, 0)
     assert vp.online.sigma_max == pytest.approx(float(vp.sigmas[-1])) and vp.sigmas[-1] > 30
-    same = [boot.toy_objective(base, seed).online.network.last.weight for seed in (3, 3, 4)]
+    same = [boot.init_objective(base, seed).online.network.last.weight for seed in (3, 3, 4)]
     assert torch.equal(same[0], same[1]) and not torch.equal(same[0], same[2])
 
 
 def test_the_judge_knows_the_truth():
-    judge = boot.ToyJudge("moons", GRID, count=1000)
+    judge = boot.BootToyBenchmark("moons", GRID, count=1000)
     assert (judge.signals[0] + 0.002 * judge.noise - judge.ends).norm(dim=1).median() < 2e-3
     assert not judge.signals[-1].any() and judge.signals.shape == (12, 1000, 2)
     perfect = judge.measure(judge.ends)
@@ -415,15 +416,15 @@ def test_the_judge_knows_the_truth():
 
 
 def test_grids_are_refined_within():
-    fine = boot.refine(GRID, 3)
+    fine = boot.subdivide_grid(GRID, 3)
     assert len(fine) == 34 and torch.allclose(fine[::3], GRID) and (fine.diff() > 0).all()
 
 
 def test_pictures_survive_packing(generator):
     x = 2 * torch.rand(7, 64, generator=generator) - 1
-    assert (boot.unpack(boot.pack(x)).flatten(1) - x).abs().max() <= 1 / 15 + 1e-6
-    assert boot.pack(torch.full((1, 64), -3.0)) == ["0" * 64]
-    assert boot.pack(torch.full((1, 64), 3.0)) == ["f" * 64]
+    assert (boot.decode_images(boot.encode_images(x)).flatten(1) - x).abs().max() <= 1 / 15 + 1e-6
+    assert boot.encode_images(torch.full((1, 64), -3.0)) == ["0" * 64]
+    assert boot.encode_images(torch.full((1, 64), 3.0)) == ["f" * 64]
 
 
 def test_mixes(generator):
@@ -446,7 +447,7 @@ def test_the_great_circle_of_equal_and_of_opposite_noises(generator):
 
 
 def test_the_digits_judge():
-    judge = boot.DigitsJudge()
+    judge = boot.BootDigitsBenchmark()
     real = judge.measure(judge.test.repeat(4, 1))
     assert real["frechet"] < 1e-6 and real["recall"] == 1 and real["own_class"] is None
     junk = judge.measure(torch.zeros(1796, 64) + 0.01 * judge.noise, judge.labels)
@@ -471,14 +472,14 @@ def test_sweeps_are_fit_to_run():
     for name, sweep in boot.BOOT_SWEEPS.items():
         assert name == sweep.name and len({frozenset(s) for s in sweep.settings}) == 1
         assert len({str(sorted(s.items(), key=str)) for s in sweep.settings}) == len(sweep.settings)
-    row = boot.toy_work({**boot.TOY, "points": 9, "steps": 32, "watch": True}, 0)
+    row = boot.run_boot_toy({**boot.TOY, "points": 9, "steps": 32, "watch": True}, 0)
     assert list(row["history"]) == ["2", "4", "8", "16", "32"] and len(row["history"]["32"]) == 9
 
 
 @pytest.mark.slow
 def test_boot_on_moons():
     """The target of the course: sliced W2 of at most 0.05 in one step."""
-    row = boot.toy_work({**boot.TOY, "steps": 2000}, 0)
+    row = boot.run_boot_toy({**boot.TOY, "steps": 2000}, 0)
     assert row["sliced_w2"] <= 0.05 and row["paired_error"] < 0.08
 
 
@@ -498,7 +499,10 @@ def test_teachers_leave_the_global_randomness_as_it_was_the_first_time_too(monke
 
 
 def test_judges_refuse_what_they_cannot_judge():
-    digits, points = boot.DigitsJudge(), boot.ToyJudge("moons", karras_sigmas(5, 0.002, 5.0), 50)
+    digits, points = (
+        boot.BootDigitsBenchmark(),
+        boot.BootToyBenchmark("moons", karras_sigmas(5, 0.002, 5.0), 50),
+    )
     for bad, word in ((torch.zeros(1796, 3072), "8 x 8"), (torch.zeros(60, 64), "1796")):
         with pytest.raises(InputError, match=word):
             digits.measure(bad)

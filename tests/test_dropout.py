@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from consistency_edu.experiments.consistency_training import AveragedTraining, FreshNoiseTraining
 from test_distributed import together
 from test_networks import awake
 from torch import nn
@@ -11,11 +12,7 @@ from torch import nn
 from consistency_edu import boot, consistency_training, distillation, networks
 from consistency_edu.boot import Boot, SignalModel
 from consistency_edu.consistency import ConsistencyModel
-from consistency_edu.consistency_training import (
-    AveragedTraining,
-    ConsistencyTraining,
-    FreshNoiseTraining,
-)
+from consistency_edu.consistency_training import ConsistencyTraining
 from consistency_edu.data import draw_normal, toy
 from consistency_edu.distances import squared_l2
 from consistency_edu.experiments import consistency as lab09

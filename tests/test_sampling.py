@@ -5,27 +5,29 @@ import itertools
 import pytest
 import torch
 
-from consistency_edu import sampling
 from consistency_edu.boot import BootStudent, SignalModel
 from consistency_edu.consistency import ConsistencyModel, ExactConsistency
 from consistency_edu.data import InputError, draw_normal, draw_points, toy
 from consistency_edu.editing import renoise_and_denoise
+from consistency_edu.experiments import sampling
+from consistency_edu.experiments.sampling import (
+    SAMPLING_SWEEPS,
+    sampling_run,
+    steps_evenly,
+    toy_student,
+)
 from consistency_edu.metrics import energy_test
 from consistency_edu.networks import MLP
 from consistency_edu.pf_ode import karras_sigmas, solve_pf_ode
 from consistency_edu.sampling import (
-    SAMPLING_SWEEPS,
     Clamped,
     OneStepStudent,
     check_time_points,
     sample_multistep,
     sample_one_step,
     sampling_objective,
-    sampling_run,
     search_time_points,
-    steps_evenly,
     ternary_search,
-    toy_student,
 )
 from consistency_edu.score import ExactDenoiser
 
