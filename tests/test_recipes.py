@@ -7,7 +7,7 @@ import torch
 
 from consistency_edu.consistency import ConsistencyModel
 from consistency_edu.data import toy
-from consistency_edu.data import toy as recipes
+from consistency_edu.experiments import toy as recipes
 from consistency_edu.experiments.toy import Judge, ToyConfig, label, run_toy, solution
 from consistency_edu.guidance import Guided
 from consistency_edu.metrics import paired_error, sliced_w2
