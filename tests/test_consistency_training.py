@@ -6,22 +6,20 @@ import math
 import pytest
 import torch
 
-from consistency_edu import consistency_training as ct
 from consistency_edu.consistency import ConsistencyModel
-from consistency_edu.consistency_training import (
-    AveragedTraining,
-    ConsistencyTraining,
-    FreshNoiseTraining,
-    draw_clean,
-    exact_losses,
-    num_points,
-    posterior_goals,
-    target_decay,
-)
+from consistency_edu.consistency_training import ConsistencyTraining, num_points, target_decay
 from consistency_edu.data import GaussianMixture, InputError, draw_points, toy
 from consistency_edu.distances import inverse_gap, l1, squared_l2, uniform_weight
 from consistency_edu.distillation import ConsistencyDistillation
+from consistency_edu.experiments import consistency_training as ct
 from consistency_edu.experiments.benchmarks import ToyJudge
+from consistency_edu.experiments.consistency_training import (
+    AveragedTraining,
+    FreshNoiseTraining,
+    draw_clean,
+    exact_losses,
+    posterior_goals,
+)
 from consistency_edu.networks import MLP
 from consistency_edu.pf_ode import euler_step, karras_sigmas
 from consistency_edu.score import ExactDenoiser
@@ -400,18 +398,18 @@ def test_the_averaged_goal_belongs_to_the_noisy_point():
 
 @pytest.fixture(scope="module")
 def small_exam():
-    real = ct.exam
-    exam = ct.Exam("moons", 200)
-    ct.exam = lambda name: exam
-    yield exam
-    ct.exam = real
+    real = ct.training_benchmark
+    small = ct.TrainingBenchmark("moons", 200)
+    ct.training_benchmark = lambda name: small
+    yield small
+    ct.training_benchmark = real
 
 
 def test_the_exam_is_passed_by_the_exact_answer(small_exam):
     exact = ct.ExactConsistency(small_exam.exact, sigma_max=ct.SIGMA_MAX)
-    grade = small_exam.grade(exact)
+    grade = small_exam.evaluate(exact)
     assert grade["paired"] < 1e-5 and grade["w2"] == pytest.approx(small_exam.exact_w2)
-    again = ct.Exam("moons", 200)
+    again = ct.TrainingBenchmark("moons", 200)
     assert torch.equal(again.noise, small_exam.noise) and torch.equal(again.fresh, small_exam.fresh)
 
 
@@ -428,14 +426,14 @@ def test_residuals_use_a_fixed_grid_and_fixed_noise(small_exam):
 
 
 def test_objectives_follow_their_settings(small_exam):
-    grown = ct.toy_objective({"s0": 4, "s1": 9, "steps": 50, "mu0": 0.5, "distance": "l1"})
+    grown = ct.init_objective({"s0": 4, "s1": 9, "steps": 50, "mu0": 0.5, "distance": "l1"})
     assert type(grown) is ConsistencyTraining and grown.target.slow is not None
     assert (grown.s0, grown.s1, grown.total_steps, grown.mu0) == (4, 9, 50, 0.5)
     assert grown.distance is l1 and grown.weight is inverse_gap
-    assert type(ct.toy_objective({"method": "fresh"})) is FreshNoiseTraining
-    averaged = ct.toy_objective({"method": "averaged", "draws": 3, "weight": "uniform"})
+    assert type(ct.init_objective({"method": "fresh"})) is FreshNoiseTraining
+    averaged = ct.init_objective({"method": "averaged", "draws": 3, "weight": "uniform"})
     assert averaged.draws == 3 and averaged.weight is uniform_weight
-    cd = ct.toy_objective({"method": "cd", "s0": 7, "mu0": 0.5})
+    cd = ct.init_objective({"method": "cd", "s0": 7, "mu0": 0.5})
     assert isinstance(cd, ConsistencyDistillation) and len(cd.sigmas) == 7
     assert cd.solver is euler_step and cd.decay == 0.5 and cd.teacher is small_exam.exact
 
@@ -444,7 +442,7 @@ TINY = {"steps": 4, "batch": 8}
 
 
 def test_a_run_is_repeatable_and_depends_on_its_seed(small_exam):
-    first, again, other = (ct.train_toy(TINY, seed, every=2) for seed in (0, 0, 1))
+    first, again, other = (ct.run_curves(TINY, seed, every=2) for seed in (0, 0, 1))
     assert first["w2_curve"] == again["w2_curve"] and first["loss_curve"] == again["loss_curve"]
     assert first["w2_curve"] != other["w2_curve"]
     assert first["step_curve"] == [2, 4] and first["points_curve"][-1] == 81
@@ -454,18 +452,18 @@ def test_a_run_is_repeatable_and_depends_on_its_seed(small_exam):
 
 
 def test_ends_are_the_first_samples(small_exam):
-    found = ct.train_ends(TINY, 0)
-    curve, net = ct.run_toy(TINY, 0, 4)
+    found = ct.run_ends(TINY, 0)
+    curve, net = ct.train_steps(TINY, 0, 4)
     samples = ct.sample_one_step(net, small_exam.noise)[:100]
     assert torch.allclose(torch.tensor(found["ends"]), samples.flatten(), atol=1e-4)
     assert found["paired"] == curve[-1]["paired"] and "w2_curve" not in found
 
 
 def test_a_run_is_judged_by_its_average_weights(small_exam):
-    objective, states = ct.begin(TINY, 0)
+    objective, states = ct.init_training(TINY, 0)
     *_, state = states
-    curve, net = ct.run_toy(TINY, 0, 4)
-    by_average, by_online = (small_exam.grade(m) for m in (state.ema.model, objective.online))
+    curve, net = ct.train_steps(TINY, 0, 4)
+    by_average, by_online = (small_exam.evaluate(m) for m in (state.ema.model, objective.online))
     assert by_average != by_online
     assert {name: curve[-1][name] for name in by_average} == by_average
     assert curve[-1]["cd_residual"] == small_exam.residuals(state.ema.model)["cd_residual"]
@@ -484,7 +482,7 @@ def test_another_seed_means_other_data(monkeypatch):
 
     monkeypatch.setattr(ct, "toy_batches", watched)
     for seed in (0, 0, 1):
-        next(ct.begin(TINY, seed)[1])
+        next(ct.init_training(TINY, seed)[1])
     first, again, other = (seen[len(seen) // 3 * k] for k in range(3))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
@@ -494,19 +492,19 @@ def test_the_clock_stops_at_the_goal(monkeypatch):
     judge = ToyJudge(torch.zeros(8, 2), torch.zeros(8, 2), torch.zeros(8, 2))
     monkeypatch.setattr(ct, "toy_judge", lambda name: asked.append(name) or judge)
     setting = {"steps": 6, "batch": 8, "gain": 8.0}
-    early = ct.train_fast(setting, 0, goal=50.0, every=2)
+    early = ct.run_race(setting, 0, goal=50.0, every=2)
     assert early["is_reached"] and early["taken"] == 2 and 0 < early["seconds"] < 5
-    never = ct.train_fast(setting, 0, goal=0.0, every=4)
+    never = ct.run_race(setting, 0, goal=0.0, every=4)
     assert not never["is_reached"] and never["taken"] == 6 and asked == ["moons"] * 2
-    *_, last = ct.begin(setting, 0)[1]
+    *_, last = ct.init_training(setting, 0)[1]
     assert never["w2"] == judge.measure(last.ema.model)["w2"]  # looked at, though 6 is no 4
 
 
 def test_a_training_begins_as_its_setting_says():
-    objective, states = ct.begin({"steps": 3, "batch": 8, "s0": 4, "s1": 3, "gain": 8.0}, 0)
+    objective, states = ct.init_training({"steps": 3, "batch": 8, "s0": 4, "s1": 3, "gain": 8.0}, 0)
     steps = [state.step for state in states]
     assert steps == [1, 2, 3] and objective.step == 3 and objective.points == 4
-    assert objective.online.network.gain == 8.0 and ct.toy_objective({}).online.network.gain == 1.0
+    assert objective.online.network.gain == 8.0 and ct.init_objective({}).online.network.gain == 1.0
 
 
 @pytest.mark.parametrize("name", ct.CT_SWEEPS)
@@ -526,5 +524,5 @@ def test_sweeps_can_be_run(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_training_from_scratch_reaches_the_exact_answer(seed):
-    found = ct.train_toy({}, seed, every=4000)
+    found = ct.run_curves({}, seed, every=4000)
     assert found["paired"] <= 0.09 and found["w2"] <= found["exact_w2"] + 0.03

@@ -6,6 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
+
+import consistency_edu.distillation as cd
+from consistency_edu import distances as d
+from consistency_edu import features
+from consistency_edu.consistency import ConsistencyModel, ExactConsistency
+from consistency_edu.data import InputError, draw_points, load_digits, toy
+from consistency_edu.distances import FeatureDistance
+from consistency_edu.distillation import ConsistencyDistillation, SolverConsistency, TargetNetwork
+from consistency_edu.experiments import benchmarks
+from consistency_edu.experiments import distillation as lab
+from consistency_edu.experiments.benchmarks import Magnified, bounded
 from consistency_edu.experiments.distillation import (
     CD_SWEEPS,
     FLOWS,
@@ -13,14 +25,6 @@ from consistency_edu.experiments.distillation import (
     ToySetting,
     UnstoppedDistillation,
 )
-from torch import nn
-
-import consistency_edu.distillation as cd
-from consistency_edu.consistency import ConsistencyModel, ExactConsistency
-from consistency_edu.data import InputError, draw_points, load_digits, toy
-from consistency_edu.distances import FeatureDistance
-from consistency_edu.distillation import ConsistencyDistillation, SolverConsistency, TargetNetwork
-from consistency_edu.experiments.benchmarks import Magnified
 from consistency_edu.features import DigitFeatures
 from consistency_edu.metrics import frechet_distance
 from consistency_edu.networks import MLP
@@ -97,31 +101,31 @@ def test_swapped_roles_keep_their_levels(generator):
 def test_defaults_are_heun_and_pseudo_huber():
     options = inspect.signature(ConsistencyDistillation).parameters
     assert options["solver"].default is heun_step
-    assert options["distance"].default is cd.pseudo_huber
+    assert options["distance"].default is d.pseudo_huber
 
 
 def test_the_loss_is_weighted_and_taken_from_the_distance(generator):
     def loss(**options):
-        objective, online, _ = spied(ConsistencyDistillation, distance=cd.l1, **options)
+        objective, online, _ = spied(ConsistencyDistillation, distance=d.l1, **options)
         value = objective(torch.ones(500, 2), generator=torch.Generator().manual_seed(3))
         return value, online.calls
 
-    plain, calls = loss(weight=cd.uniform_weight)
+    plain, calls = loss(weight=d.uniform_weight)
     (cleaner, low, _), (noisy, high, _) = sorted(calls, key=lambda call: float(call[1].sum()))
     assert torch.allclose(plain, (noisy - cleaner).abs().sum(1))
-    assert torch.allclose(loss(weight=cd.inverse_gap)[0], plain / (high - low), rtol=1e-4)
+    assert torch.allclose(loss(weight=d.inverse_gap)[0], plain / (high - low), rtol=1e-4)
     assert torch.allclose(loss()[0], plain / (high - low), rtol=1e-4)  # the default
-    assert torch.allclose(loss(weight=cd.root_gap)[0], plain / (high - low).sqrt(), rtol=1e-4)
+    assert torch.allclose(loss(weight=d.root_gap)[0], plain / (high - low).sqrt(), rtol=1e-4)
     assert torch.allclose(loss(weight=lambda low, high: low)[0], plain * low, rtol=1e-4)
 
 
 def test_distances_by_hand():
     a, b = torch.zeros(2, 1, 2), torch.tensor([[[0.3, -0.4]], [[0.0, 2.0]]])
-    assert torch.allclose(cd.l1(a, b), torch.tensor([0.7, 2.0]))
-    assert torch.allclose(cd.squared_l2(a, b), torch.tensor([0.25, 4.0]))
+    assert torch.allclose(d.l1(a, b), torch.tensor([0.7, 2.0]))
+    assert torch.allclose(d.squared_l2(a, b), torch.tensor([0.25, 4.0]))
     expected = (torch.tensor([0.25, 4.0]) + 0.0009).sqrt() - 0.03
-    assert torch.allclose(cd.pseudo_huber(a, b), expected)
-    assert torch.allclose(cd.pseudo_huber(a, b, c=1.0), torch.tensor([1.25, 5.0]).sqrt() - 1)
+    assert torch.allclose(d.pseudo_huber(a, b), expected)
+    assert torch.allclose(d.pseudo_huber(a, b, c=1.0), torch.tensor([1.25, 5.0]).sqrt() - 1)
 
 
 # --- roles and gradients --------------------------------------------------------------------------
@@ -137,7 +141,7 @@ def test_distances_by_hand():
 )
 def test_only_the_noisier_answer_is_traced(kind, traced, generator):
     """... as in the paper, and what the two variations trace."""
-    objective, online, _ = spied(kind, distance=cd.l1, weight=cd.uniform_weight)
+    objective, online, _ = spied(kind, distance=d.l1, weight=d.uniform_weight)
     loss = objective(torch.ones(500, 2), generator=generator)
     (grad,) = torch.autograd.grad(loss.sum(), online.weight)
     sigmas = {bool((s == objective.last_sigma).all()): x for x, s, _ in online.calls}
@@ -202,7 +206,12 @@ def test_the_solver_itself_has_no_loss(solver, blobs, generator):
     denoiser = ExactDenoiser(blobs)
     zero = SolverConsistency(denoiser, GRID, solver)
     objective = ConsistencyDistillation(
-        zero, denoiser, GRID, solver=solver, distance=cd.squared_l2, weight=cd.uniform_weight
+        zero,
+        denoiser,
+        GRID,
+        solver=solver,
+        distance=d.squared_l2,
+        weight=d.uniform_weight,
     )
     x = draw_points(blobs, 300, generator=generator)[0].double()
     assert objective(x, generator=generator).max() < 1e-20
@@ -286,7 +295,7 @@ def lambda_maps():
 
 
 def test_a_short_training_recognises_digits():
-    network = cd.train_digit_features(0, width=8, steps=80)
+    network = features.train_digit_features(0, width=8, steps=80)
     images, labels = load_digits("test")
     assert (network.logits(images).argmax(1) == labels).float().mean() > 0.85
     assert network.logits(images[:3]).equal(network.logits(images[:3].flatten(1)))
@@ -299,18 +308,18 @@ def test_a_short_training_recognises_digits():
 
 
 def test_judge_knows_the_exact_answer():
-    judge = cd.toy_judge("moons", 300)
+    judge = benchmarks.toy_judge("moons", 300)
     exact = ExactConsistency(ExactDenoiser(toy("moons")), sigma_max=5.0)
     best, bad = judge.measure(exact), judge.measure(students())
     assert best["paired"] < 1e-6 and best["w2"] < 0.08
     assert bad["paired"] > 0.1 and bad["w2"] > 0.1
-    assert cd.bounded(float("nan")) == cd.bounded(1e9) == 1000.0 and cd.bounded(2.0) == 2.0
+    assert bounded(float("nan")) == bounded(1e9) == 1000.0 and bounded(2.0) == 2.0
 
 
 def small(monkeypatch):
     """Make runs small: judges of 200 points, teachers of 12 steps."""
-    judge, teacher = cd.toy_judge.__wrapped__, cd.learned_teacher.__wrapped__
-    monkeypatch.setattr(cd, "toy_judge", lambda dataset: judge(dataset, 200))
+    judge, teacher = benchmarks.toy_judge.__wrapped__, benchmarks.learned_teacher.__wrapped__
+    monkeypatch.setattr(lab, "toy_judge", lambda dataset: judge(dataset, 200))
     remembered = {}
 
     def learn(dataset, seed, gain, steps):
@@ -319,12 +328,12 @@ def small(monkeypatch):
         return remembered[dataset, seed, gain, steps]
 
     learn.cache_clear = remembered.clear
-    monkeypatch.setattr(cd, "learned_teacher", learn)
+    monkeypatch.setattr(lab, "learned_teacher", learn)
 
 
 def test_runs_repeat_and_differ_by_seed(monkeypatch):
     small(monkeypatch)
-    first, again, other = (cd.distil_toy({"steps": 32, "batch": 16}, s) for s in (0, 0, 1))
+    first, again, other = (lab.distil_toy({"steps": 32, "batch": 16}, s) for s in (0, 0, 1))
     assert first == again != other
     assert first["step_curve"] == list(range(2, 33, 2))
     assert first["paired"] == first["paired_curve"][-1] and first["w2"] == first["w2_curve"][-1]
@@ -332,11 +341,11 @@ def test_runs_repeat_and_differ_by_seed(monkeypatch):
 
 def test_a_setting_reaches_the_objective():
     setting = ToySetting(
-        points=7, solver="euler", distance="l1", weight="one", decay=0.3, flow="swapped"
+        points=7, solver="euler", distance="l1", weight="uniform", decay=0.3, flow="swapped"
     )
     objective = setting.objective(students(), Spy())
     assert type(objective) is SwappedDistillation and objective.solver is euler_step
-    assert objective.distance is cd.l1 and objective.weight is cd.uniform_weight
+    assert objective.distance is d.l1 and objective.weight is d.uniform_weight
     assert objective.decay == 0.3 and objective.target.slow is not None
     assert torch.equal(objective.sigmas, karras_sigmas(7, 0.002, 5.0))
     for wrong in ({"solver": "rk4"}, {"distance": "l3"}, {"weight": "x"}, {"flow": "x"}):
@@ -349,15 +358,15 @@ def test_a_setting_reaches_the_objective():
 def test_students_start_as_their_teacher(monkeypatch):
     small(monkeypatch)
     setting = ToySetting(teacher="learned", gain=4.0, steps=4, batch=16)
-    teacher = cd.toy_teacher(setting, 0)
-    student = cd.started(teacher, 4.0)
+    teacher = lab.toy_teacher(setting, 0)
+    student = lab.started(teacher, 4.0)
     pairs = zip(student.network.parameters(), teacher.network.parameters())
     assert all(torch.equal(a, b) for a, b in pairs)
-    first = next(cd.distilling(setting, 0))
+    first = next(lab.distilling(setting, 0))
     assert first.objective.teacher is teacher and first.objective.online.network.gain == 4.0
     pairs = zip(first.objective.online.parameters(), teacher.parameters())
     assert all((a - b).abs().max() < 1e-3 for a, b in pairs)  # one step of a warming-up optimiser
-    assert isinstance(cd.toy_teacher(ToySetting(), 0), ExactDenoiser)
+    assert isinstance(lab.toy_teacher(ToySetting(), 0), ExactDenoiser)
 
 
 def test_gain_magnifies_the_input():
@@ -368,11 +377,11 @@ def test_gain_magnifies_the_input():
 
 def test_one_step_comparison_tells_teacher_from_student(monkeypatch):
     small(monkeypatch)
-    exact = cd.compare_one_step({"steps": 4, "batch": 16}, 0)
+    exact = lab.compare_one_step({"steps": 4, "batch": 16}, 0)
     assert exact["teacher_paired"] < 1e-3 and exact["denoiser_error"] < 1e-6
     assert abs(exact["w2_teacher"] - exact["w2_exact"]) < 1e-3
     assert abs(exact["to_teacher"] - exact["paired"]) < 1e-2
-    learned = cd.compare_one_step({"teacher": "learned", "steps": 4, "batch": 16}, 0)
+    learned = lab.compare_one_step({"teacher": "learned", "steps": 4, "batch": 16}, 0)
     assert learned["teacher_paired"] > 0.02 and learned["denoiser_error"] > 0.02
     assert learned["w2_teacher"] > learned["w2_exact"]
 
@@ -380,36 +389,40 @@ def test_one_step_comparison_tells_teacher_from_student(monkeypatch):
 def test_the_clock_stops_at_the_goal(monkeypatch):
     small(monkeypatch)
     setting = {"points": 9, "batch": 16, "steps": 60, "lr": 1e-2}
-    early = cd.time_to_quality(setting, 0, goal=50.0, every=20)
+    early = lab.time_to_quality(setting, 0, goal=50.0, every=20)
     assert early["is_reached"] and early["taken"] == 20 and 0 < early["seconds"] < 20
-    never = cd.time_to_quality(setting, 0, goal=0.0, every=20)
+    never = lab.time_to_quality(setting, 0, goal=0.0, every=20)
     assert not never["is_reached"] and never["taken"] == 60 and never["seconds"] > early["seconds"]
     assert early["teacher_seconds"] < 1
-    seldom = cd.time_to_quality(setting, 0, goal=0.0, every=40)
+    seldom = lab.time_to_quality(setting, 0, goal=0.0, every=40)
     assert seldom["w2"] == never["w2"] and seldom["taken"] == 60  # the end is looked at, too
 
 
 def test_the_clock_counts_all_training_and_no_judging(monkeypatch):
     clock = itertools.count()
-    monkeypatch.setattr(cd.time, "process_time", lambda: next(clock))
+    monkeypatch.setattr(benchmarks.time, "process_time", lambda: next(clock))
     states = [SimpleNamespace(step=n, ema=SimpleNamespace(model=None)) for n in range(1, 7)]
     judge = SimpleNamespace(measure=lambda model: {"w2": 1.0})
-    assert cd.race(iter(states), judge, 6, every=2)["seconds"] == 3  # a tick for each of 3 looks
+    assert (
+        benchmarks.race(iter(states), judge, 6, every=2)["seconds"] == 3
+    )  # a tick for each of 3 looks
 
 
 def test_digits_are_distilled_and_judged(monkeypatch):
-    judge = cd.DigitJudge(
-        torch.randn(100, 64), load_digits()[0].flatten(1)[:100], *map(cd.DigitFeatures, (2, 3))
+    judge = lab.DigitJudge(
+        torch.randn(100, 64),
+        load_digits()[0].flatten(1)[:100],
+        *map(features.DigitFeatures, (2, 3)),
     )
-    teacher = cd.digit_teacher.__wrapped__(0, 3)
-    monkeypatch.setattr(cd, "digit_judge", lambda: judge)
-    monkeypatch.setattr(cd, "digit_teacher", lambda seed: teacher)
+    teacher = lab.digit_teacher.__wrapped__(0, 3)
+    monkeypatch.setattr(lab, "digit_judge", lambda: judge)
+    monkeypatch.setattr(lab, "digit_teacher", lambda seed: teacher)
     rows = {}
-    for distance in ("l2", "features", "unit_features"):
+    for distance in ("squared_l2", "features", "unit_features"):
         setting = {"points": 9, "solver": "euler", "distance": distance, "steps": 3}
-        rows[distance] = cd.distil_digits(setting, 0)
-        assert rows[distance] == cd.distil_digits(setting, 0)
-    assert set(rows["l2"]) == set(cd.JUDGES) and rows["l2"] != rows["features"]
+        rows[distance] = lab.distil_digits(setting, 0)
+        assert rows[distance] == lab.distil_digits(setting, 0)
+    assert set(rows["squared_l2"]) == set(lab.JUDGES) and rows["squared_l2"] != rows["features"]
     assert rows["features"] != rows["unit_features"]
     cloud = torch.randn(100, 64)
     expected = frechet_distance(judge.same.embed(cloud), judge.same.embed(judge.real))
@@ -425,7 +438,7 @@ def test_sweeps_are_well_formed():
         assert all(k == keys[0] for k in keys) and "seed" not in keys[0]
         runs = [tuple(sorted(setting.items())) for setting in sweep.settings]
         assert len(set(runs)) == len(runs)
-        if sweep.work is not cd.distil_digits:
+        if sweep.work is not lab.distil_digits:
             assert all(ToySetting(**setting) for setting in sweep.settings)
     values = {(s["points"], s["solver"]) for s in CD_SWEEPS["cd_solver_points"].settings}
     assert values == {(n, s) for n in (9, 12, 18, 36, 50, 80) for s in ("euler", "heun")}
@@ -445,7 +458,7 @@ def test_bad_decays_are_refused(decay):
 
 @pytest.mark.slow
 def test_students_of_the_exact_teacher_reach_it():
-    row = cd.distil_toy({"points": 18, "gain": 4.0, "steps": 2000}, 0)
+    row = lab.distil_toy({"points": 18, "gain": 4.0, "steps": 2000}, 0)
     assert row["paired"] < 0.025
 
 
@@ -453,9 +466,9 @@ def test_networks_trained_on_the_side_leave_the_global_randomness_as_it_was():
     torch.manual_seed(123)
     before = torch.get_rng_state()
     for make in (
-        lambda: cd.train_digit_features(0, width=2, steps=2),
-        lambda: cd.learned_teacher("moons", 0, 1.0, 2),
-        lambda: cd.digit_teacher(0, 2),
+        lambda: features.train_digit_features(0, width=2, steps=2),
+        lambda: benchmarks.learned_teacher("moons", 0, 1.0, 2),
+        lambda: lab.digit_teacher(0, 2),
     ):
         first = make()
         assert torch.equal(before, torch.get_rng_state())
@@ -465,8 +478,8 @@ def test_networks_trained_on_the_side_leave_the_global_randomness_as_it_was():
 
 
 def test_judges_of_digits_refuse_what_is_no_digit():
-    judge = cd.DigitJudge(
-        torch.randn(30, 64), load_digits()[0].flatten(1)[:30], *map(cd.DigitFeatures, (2, 3))
+    judge = lab.DigitJudge(
+        torch.randn(30, 64), load_digits()[0].flatten(1)[:30], *map(features.DigitFeatures, (2, 3))
     )
     for bad in (torch.zeros(6, 3, 32, 32), torch.zeros(6, 1, 8, 16), torch.zeros(2, 128)):
         for action in (judge.same, judge.same.embed, judge.same.logits, judge.measure):

@@ -11,16 +11,14 @@ from torch import nn
 from consistency_edu import boot, consistency_training, distillation, networks
 from consistency_edu.boot import Boot, SignalModel
 from consistency_edu.consistency import ConsistencyModel
-from consistency_edu.consistency_training import (
-    AveragedTraining,
-    ConsistencyTraining,
-    FreshNoiseTraining,
-)
+from consistency_edu.consistency_training import ConsistencyTraining
 from consistency_edu.data import draw_normal, toy
 from consistency_edu.distances import squared_l2
 from consistency_edu.experiments import consistency as lab09
+from consistency_edu.experiments import consistency_training as lab12
 from consistency_edu.experiments import distillation as lab11
 from consistency_edu.experiments.consistency import PathConsistency
+from consistency_edu.experiments.consistency_training import AveragedTraining, FreshNoiseTraining
 from consistency_edu.experiments.distillation import FLOWS
 from consistency_edu.image_methods import METHODS, Recipe, build_network, build_objective
 from consistency_edu.networks import Dropout, UNet, same_dropout
@@ -40,7 +38,7 @@ def each_its_own(*passes):
 
 
 def break_sharing(monkeypatch):
-    for module in (boot, consistency_training, distillation, lab09, lab11):
+    for module in (boot, consistency_training, distillation, lab09, lab11, lab12):
         monkeypatch.setattr(module, "same_dropout", each_its_own)
 
 

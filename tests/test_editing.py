@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from conftest import make_mixture
+from consistency_edu.experiments.sampling import steps_evenly
 
 from consistency_edu.boot import BootStudent, SignalModel
 from consistency_edu.consistency import ConsistencyModel, ExactConsistency
@@ -45,7 +46,7 @@ from consistency_edu.experiments.editing import (
 from consistency_edu.metrics import sliced_w2
 from consistency_edu.networks import MLP
 from consistency_edu.progressive import FewStepStudent
-from consistency_edu.sampling import OneStepStudent, linear_mix, spherical_mix, steps_evenly
+from consistency_edu.sampling import OneStepStudent, linear_mix, spherical_mix
 from consistency_edu.score import ExactDenoiser
 
 HOLE = Operator(torch.arange(8) > 4)

@@ -666,21 +666,32 @@ def test_a_full_disk_leaves_nothing_half_written(name, tmp_path, monkeypatch):
 
 
 def test_weights_are_on_the_disk_before_checkpoints_go(tmp_path, monkeypatch):
-    order = []
-    for module, name in ((os, "fsync"), (os, "replace"), (shutil, "rmtree")):
-        real = getattr(module, name)
+    order, fsync, replace, remove = [], os.fsync, os.replace, shutil.rmtree
 
-        def spy(*args, name=name, real=real, **options):
-            order.append((name, str(args[0])))
-            return real(*args, **options)
+    def spy_fsync(number):
+        order.append(("fsync", os.readlink(f"/proc/self/fd/{number}")))
+        return fsync(number)
 
-        monkeypatch.setattr(module, name, spy)
+    def spy_replace(source, goal):
+        order.append(("replace", str(goal)))
+        return replace(source, goal)
+
+    def spy_remove(path, **options):
+        order.append(("rmtree", str(path)))
+        return remove(path, **options)
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(os, "replace", spy_replace)
+    monkeypatch.setattr(shutil, "rmtree", spy_remove)
     train_recipe(short("digits-ct"), tmp_path / "run", save_every=5)
     gone = order.index(("rmtree", str(tmp_path / "run" / "checkpoints")))
-    before = [name for name, _ in order[:gone] if name != "rmtree"]
-    assert before[-3:] == ["fsync", "replace", "fsync"]  # run.json, its name, its folder
-    for k in (k for k, name in enumerate(before) if name == "replace"):
-        assert before[k - 1] == before[k + 1] == "fsync"
+    before = [(name, path) for name, path in order[:gone] if name != "rmtree"]
+    assert [name for name, _ in before[-3:]] == ["fsync", "replace", "fsync"]  # run.json and folder
+    renamed = [k for k, (name, _) in enumerate(before) if name == "replace"]
+    assert any("step_" in before[k][1] for k in renamed)
+    for k in renamed:  # the content before the name, and the name at once after it
+        assert before[k - 1][0] == "fsync"
+        assert before[k + 1] == ("fsync", os.path.dirname(before[k][1]))
 
 
 def test_a_line_of_metrics_is_whole_or_not_there(tmp_path, monkeypatch):

@@ -10,22 +10,25 @@ from consistency_edu.boot import BootStudent, SignalModel
 from consistency_edu.consistency import ConsistencyModel, ExactConsistency
 from consistency_edu.data import InputError, draw_normal, draw_points, toy
 from consistency_edu.editing import renoise_and_denoise
+from consistency_edu.experiments import sampling as runs
+from consistency_edu.experiments.sampling import (
+    SAMPLING_SWEEPS,
+    sampling_run,
+    steps_evenly,
+    toy_student,
+)
 from consistency_edu.metrics import energy_test
 from consistency_edu.networks import MLP
 from consistency_edu.pf_ode import karras_sigmas, solve_pf_ode
 from consistency_edu.sampling import (
-    SAMPLING_SWEEPS,
     Clamped,
     OneStepStudent,
     check_time_points,
     sample_multistep,
     sample_one_step,
     sampling_objective,
-    sampling_run,
     search_time_points,
-    steps_evenly,
     ternary_search,
-    toy_student,
 )
 from consistency_edu.score import ExactDenoiser
 
@@ -323,7 +326,7 @@ def test_even_steps_start_at_the_top_and_stay_above_the_end():
 
 def test_runs_of_the_sweep_are_repeatable_and_whole(monkeypatch):
     monkeypatch.setattr(
-        sampling, "toy_student", lambda *a: ConsistencyModel(MLP(width=16), sigma_max=5.0)
+        runs, "toy_student", lambda *a: ConsistencyModel(MLP(width=16), sigma_max=5.0)
     )
     setting = dict(SAMPLING_SWEEPS["sampling_steps"].settings[0])
     first, again = (sampling_run(setting, 0, count=100) for _ in range(2))
@@ -335,12 +338,12 @@ def test_runs_of_the_sweep_are_repeatable_and_whole(monkeypatch):
 
 
 def test_searched_levels_are_judged_with_noise_that_the_search_has_not_seen(monkeypatch):
-    seeds, given = [], sampling.sampling_objective
+    seeds, given = [], runs.sampling_objective
     monkeypatch.setattr(
-        sampling, "toy_student", lambda *a: ConsistencyModel(MLP(width=16), sigma_max=5.0)
+        runs, "toy_student", lambda *a: ConsistencyModel(MLP(width=16), sigma_max=5.0)
     )
     monkeypatch.setattr(
-        sampling,
+        runs,
         "sampling_objective",
         lambda *a, seed, **options: seeds.append(seed) or given(*a, seed=seed, **options),
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from .sampling import steps_evenly, toy_student
 from torch import Tensor, nn
 
 from ..consistency import ExactConsistency
@@ -19,7 +20,6 @@ from ..editing import Operator, add_noise, edit, geometric
 from .sweeps import Sweep
 from ..files import InputError
 from ..metrics import sliced_w2
-from ..sampling import steps_evenly, toy_student
 from ..score import ExactDenoiser
 
 # %% ../../nbs/lab/16_editing.ipynb #ed000030
