@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['RATES', 'PRETRAINED', 'NO_BOOKS', 'FREE', 'OTHERS', 'Pace', 'Run', 'load_run', 'has_bfloat16_units', 'read_json',
            'check_info', 'check_names', 'read_weights', 'pretrained_names', 'folder_of', 'load_pretrained',
-           'image_grid', 'show_images', 'save_grid', 'Workshop', 'blank_batches', 'batches_of', 'open_workshop',
-           'load_teacher', 'load_start', 'begun_with', 'weights_sum', 'images_sum', 'device_of', 'prepare',
-           'check_data', 'check_spread', 'fill_pairs', 'load_in_turn', 'Board', 'Recorder', 'read_metrics', 'add_line',
-           'cut_metrics', 'books_in', 'train_recipe', 'look_into', 'check_same', 'check_classes', 'choices_of',
-           'take_up', 'sentences_for', 'run_loop', 'agree', 'progress_bar', 'show_progress', 'finish', 'device_name',
-           'card']
+           'image_grid', 'show_images', 'save_grid', 'Workshop', 'batches_of', 'open_workshop', 'load_teacher',
+           'load_start', 'begun_with', 'weights_sum', 'images_sum', 'device_of', 'prepare', 'check_data',
+           'check_spread', 'fill_pairs', 'load_in_turn', 'Board', 'Recorder', 'read_metrics', 'add_line', 'cut_metrics',
+           'books_in', 'train_recipe', 'look_into', 'check_same', 'check_classes', 'choices_of', 'take_up',
+           'sentences_for', 'run_loop', 'agree', 'progress_bar', 'show_progress', 'finish', 'device_name', 'card']
 
 # %% ../nbs/18_image_runs.ipynb #ru000004
 import contextlib
@@ -36,6 +35,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import viz
+from .boot import empty_batches
 from .bridges import EDMTeacher, edm_teacher
 from consistency_edu.data import (
     InputError,
@@ -374,16 +374,6 @@ class Workshop:
         return save_grid(images, path, title)
 
 # %% ../nbs/18_image_runs.ipynb #ru000014b
-def blank_batches(
-    shape: tuple[int, ...], classes: int, generator: torch.Generator, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield endless batches without data: x of `shape` is NaN, labels are drawn evenly if any."""
-    x = torch.full(shape, math.nan, device=device)
-    while True:
-        rows = draw_uniform(torch.empty(shape[0], device=device), generator)
-        yield x, (rows * classes).long() if classes else None
-
-
 def batches_of(
     recipe: Recipe,
     images: ImageSet,
@@ -395,8 +385,10 @@ def batches_of(
     workers = workers or Workers()
     if recipe.method in DATA_FREE:
         shape = (workers.share(recipe.batch), *images.images.shape[1:])
-        classes = len(images.classes) if recipe.labels else 0
-        return blank_batches(shape, classes, generator, device)
+        options = {"num_classes": len(images.classes) or 1, "device": device}
+        blanks = empty_batches(shape, generator=generator, **options)
+        # labels that nobody reads are drawn all the same, so that runs repeat those of old
+        return blanks if recipe.labels else ((x, None) for x, _ in blanks)
     options = {"with_labels": recipe.labels, "flip": recipe.flip, "device": device}
     options["part"] = workers.part
     return image_batches(images, recipe.batch, generator=generator, **options)

@@ -20,7 +20,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from consistency_edu import data, evaluation, files, image_runs, pf_ode, progressive, training
+from consistency_edu import (
+    data,
+    evaluation,
+    files,
+    image_runs,
+    image_sets,
+    pf_ode,
+    progressive,
+    training,
+)
 from consistency_edu.cli import main
 from consistency_edu.data import InputError
 from consistency_edu.files import BOUNDS
@@ -29,7 +38,7 @@ from consistency_edu.image_recipes import RECIPES
 from consistency_edu.image_runs import (
     Pace,
     Recorder,
-    blank_batches,
+    batches_of,
     cut_metrics,
     image_grid,
     load_pretrained,
@@ -310,10 +319,17 @@ def test_a_run_starts_from_another_runs_weights(teacher, tmp_path):
     assert all(torch.equal(v, theirs[name]) for name, v in ours.items())
 
 
-def test_blank_batches_draw_all_classes():
-    dice = torch.Generator().manual_seed(0)
-    _, labels = next(blank_batches((400, 1, 2, 2), 3, dice, torch.device("cpu")))
-    assert torch.bincount(labels, minlength=3).min() > 80 and labels.max() == 2
+@pytest.mark.parametrize("labels", [True, False])
+def test_batches_without_data_draw_all_classes_and_as_many_numbers_without_labels(labels):
+    recipe = override(RECIPES["digits-boot"], {"labels": labels, "batch": 400})
+    dice, same = (torch.Generator().manual_seed(0) for _ in range(2))
+    digits = image_sets.load_images("digits")
+    x, drawn = next(batches_of(recipe, digits, torch.device("cpu"), dice))
+    expected = (torch.rand(400, generator=same) * 10).long()
+    assert x.shape == (400, 1, 8, 8) and x.isnan().all()
+    assert torch.equal(dice.get_state(), same.get_state())
+    assert torch.equal(drawn, expected) if labels else drawn is None
+    assert expected.bincount(minlength=10).min() > 20
 
 
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
