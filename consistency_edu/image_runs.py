@@ -28,8 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from .image_loader import image_batches
-from .image_sets import ImageSet, load_images, to_floats
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -53,6 +51,7 @@ from consistency_edu.files import (
     write_json,
     write_text,
 )
+from .image_loader import image_batches
 from consistency_edu.image_methods import (
     DATA_FREE,
     NEEDS_TEACHER,
@@ -69,6 +68,7 @@ from consistency_edu.image_methods import (
     evaluations,
     present,
 )
+from .image_sets import ImageSet, load_images, to_floats
 from consistency_edu.long_runs import (
     PATIENCE,
     SharedGenerator,
