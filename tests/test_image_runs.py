@@ -24,9 +24,10 @@ from consistency_edu import (
     data,
     evaluation,
     files,
+    guidance,
+    image_loader,
     image_runs,
     image_sets,
-    pf_ode,
     progressive,
     training,
 )
@@ -737,7 +738,7 @@ def floats_of(module):
 
 @pytest.mark.parametrize("method", ["cd", "ct", "pd", "direct", "boot"])
 def test_where_float64_is_missing_runs_go_on_in_float32(method, teacher, tmp_path, monkeypatch):
-    for module in (data, evaluation, pf_ode, progressive, training):
+    for module in (data, evaluation, guidance, image_loader, progressive, training):
         monkeypatch.setattr(module, "widest", lambda device: torch.float32)  # as on a Mac's GPU
     opened, real = [], image_runs.prepare
     monkeypatch.setattr(image_runs, "prepare", lambda *a: opened.append(a[1]) or real(*a))
