@@ -28,7 +28,6 @@ import warnings
 from pathlib import Path
 
 import torch
-from consistency_edu.image_sets import load_images
 from safetensors.torch import load_file, save_file
 
 from consistency_edu import image_runs
@@ -36,6 +35,7 @@ from consistency_edu.evaluation import evaluate_images, random_images, reference
 from consistency_edu.features import load_features
 from consistency_edu.image_methods import override
 from consistency_edu.image_recipes import RECIPES
+from consistency_edu.image_sets import load_images
 from consistency_edu.long_runs import Stopped
 from consistency_edu.training import compile_networks, load_weights, set_precision, weights_of
 

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from cifar10 import BATCH, START, Judge, fast, say, write
-from consistency_edu.image_sets import load_images
 
 from consistency_edu.evaluation import as_rgb
 from consistency_edu.image_methods import evaluations, grid_of
+from consistency_edu.image_sets import load_images
 from consistency_edu.pf_ode import euler_step, heun_step, karras_sigmas, solve_pf_ode
 from consistency_edu.sampling import sample_multistep, search_time_points
 

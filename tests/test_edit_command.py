@@ -6,13 +6,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from consistency_edu.image_sets import to_pixels
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from consistency_edu.cli import main
 from consistency_edu.data import load_digits
 from consistency_edu.image_methods import Recipe, build_model, build_network
+from consistency_edu.image_sets import to_pixels
 from consistency_edu.training import weights_of
 
 TASKS = ("inpaint", "colorize", "superres", "stroke", "denoise", "interpolate")

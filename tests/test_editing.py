@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from conftest import make_mixture
-from consistency_edu.experiments.sampling import steps_evenly
 
 from consistency_edu.boot import BootStudent, SignalModel
 from consistency_edu.consistency import ConsistencyModel, ExactConsistency
@@ -43,6 +42,7 @@ from consistency_edu.experiments.editing import (
     run_steps,
     w2_band,
 )
+from consistency_edu.experiments.sampling import steps_evenly
 from consistency_edu.metrics import sliced_w2
 from consistency_edu.networks import MLP
 from consistency_edu.progressive import FewStepStudent

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from consistency_edu.image_sets import ImageSet, load_images, to_floats, to_pixels
 
 from consistency_edu import evaluation
 from consistency_edu.data import InputError
@@ -28,6 +27,7 @@ from consistency_edu.evaluation import (
     tell_numbers,
 )
 from consistency_edu.features import FEATURES, Inception, Scripted, features_of_file, load_features
+from consistency_edu.image_sets import ImageSet, load_images, to_floats, to_pixels
 from consistency_edu.metrics import precision_recall
 
 

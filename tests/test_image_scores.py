@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from consistency_edu.image_sets import load_images, to_floats
 
 from consistency_edu.data import InputError
 from consistency_edu.image_recipes import DIGITS_RECIPES, RECIPES
 from consistency_edu.image_scores import DigitsConfig, DigitsJudge, line, run_digits, title
+from consistency_edu.image_sets import load_images, to_floats
 
 
 @pytest.fixture(scope="module")
