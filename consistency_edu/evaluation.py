@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from .image_sets import ImageSet
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from .data import widest
 from .features import as_rgb, check_features, fingerprint
 from .files import InputError, write_file
+from .image_sets import ImageSet
 from consistency_edu.metrics import (
     PrecisionRecall,
     _check_finite,

@@ -1,11 +1,12 @@
 """Read an nbdev notebook for the website: obey its `#|` lines, then drop them.
 
 hide, default_exp, include: false -> the cell goes; echo: false -> its code goes;
-output: false -> its output goes; code-fold -> its code folds, under its code-summary; a heading
-ending in ` -` goes, as do calls of nbdev_export.  The first markdown cell's `> summary` line stays
-a quote.
+output: false -> its output goes; code-fold -> its code folds, under its code-summary; on the site
+cells of imports alone fold, so that a page opens with an idea; a heading ending in ` -` goes, as
+do calls of nbdev_export.  The first markdown cell's `> summary` line stays a quote.
 """
 
+import ast
 import re
 
 import nbformat
@@ -21,6 +22,15 @@ def directives(source: str) -> tuple[dict[str, str], str]:
         lines.pop(0)
     body = "\n".join(x for x in lines if not re.search(r"#\|\s*hide_line\s*$", x))
     return found, body.strip("\n")
+
+
+def is_imports(source: str) -> bool:
+    """Whether `source` is Python that imports and does nothing else."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return False
+    return bool(body) and all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body)
 
 
 def link_pages(outputs: list) -> None:
@@ -57,6 +67,9 @@ def read(text: str, fold_exports: bool = False, for_site: bool = False) -> nbfor
                 fold_exports and d.keys() & {"export", "exports", "exporti"}
             ):
                 tags.add("hide-input")
+            if for_site and is_imports(cell.source):
+                tags.add("hide-input")
+                d.setdefault("code-summary", "Imports")
             if "code-summary" in d:
                 summary = d["code-summary"].strip("\"'")
                 prompts = {"code_prompt_show": summary, "code_prompt_hide": summary}

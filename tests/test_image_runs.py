@@ -20,7 +20,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from consistency_edu import data, evaluation, files, image_runs, pf_ode, progressive, training
+from consistency_edu import (
+    data,
+    evaluation,
+    files,
+    guidance,
+    image_loader,
+    image_runs,
+    progressive,
+    training,
+)
 from consistency_edu.cli import main
 from consistency_edu.data import InputError
 from consistency_edu.files import BOUNDS
@@ -721,7 +730,7 @@ def floats_of(module):
 
 @pytest.mark.parametrize("method", ["cd", "ct", "pd", "direct", "boot"])
 def test_where_float64_is_missing_runs_go_on_in_float32(method, teacher, tmp_path, monkeypatch):
-    for module in (data, evaluation, pf_ode, progressive, training):
+    for module in (data, evaluation, guidance, image_loader, progressive, training):
         monkeypatch.setattr(module, "widest", lambda device: torch.float32)  # as on a Mac's GPU
     opened, real = [], image_runs.prepare
     monkeypatch.setattr(image_runs, "prepare", lambda *a: opened.append(a[1]) or real(*a))

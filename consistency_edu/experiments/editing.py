@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from .sampling import steps_evenly, toy_student
 from torch import Tensor, nn
 
 from ..consistency import ExactConsistency
 from ..data import GaussianMixture, draw_normal, draw_points, toy
 from ..editing import Operator, add_noise, edit, geometric
+from .sampling import steps_evenly, toy_student
 from .sweeps import Sweep
 from ..files import InputError
 from ..metrics import sliced_w2
