@@ -426,14 +426,14 @@ def test_residuals_use_a_fixed_grid_and_fixed_noise(small_exam):
 
 
 def test_objectives_follow_their_settings(small_exam):
-    grown = ct.init_objective({"s0": 4, "s1": 9, "steps": 50, "mu0": 0.5, "distance": "l1"})
+    grown = ct.training_objective({"s0": 4, "s1": 9, "steps": 50, "mu0": 0.5, "distance": "l1"})
     assert type(grown) is ConsistencyTraining and grown.target.slow is not None
     assert (grown.s0, grown.s1, grown.total_steps, grown.mu0) == (4, 9, 50, 0.5)
     assert grown.distance is l1 and grown.weight is inverse_gap
-    assert type(ct.init_objective({"method": "fresh"})) is FreshNoiseTraining
-    averaged = ct.init_objective({"method": "averaged", "draws": 3, "weight": "uniform"})
+    assert type(ct.training_objective({"method": "fresh"})) is FreshNoiseTraining
+    averaged = ct.training_objective({"method": "averaged", "draws": 3, "weight": "uniform"})
     assert averaged.draws == 3 and averaged.weight is uniform_weight
-    cd = ct.init_objective({"method": "cd", "s0": 7, "mu0": 0.5})
+    cd = ct.training_objective({"method": "cd", "s0": 7, "mu0": 0.5})
     assert isinstance(cd, ConsistencyDistillation) and len(cd.sigmas) == 7
     assert cd.solver is euler_step and cd.decay == 0.5 and cd.teacher is small_exam.exact
 
@@ -504,7 +504,8 @@ def test_a_training_begins_as_its_setting_says():
     objective, states = ct.init_training({"steps": 3, "batch": 8, "s0": 4, "s1": 3, "gain": 8.0}, 0)
     steps = [state.step for state in states]
     assert steps == [1, 2, 3] and objective.step == 3 and objective.points == 4
-    assert objective.online.network.gain == 8.0 and ct.init_objective({}).online.network.gain == 1.0
+    assert objective.online.network.gain == 8.0
+    assert ct.training_objective({}).online.network.gain == 1.0
 
 
 @pytest.mark.parametrize("name", ct.CT_SWEEPS)

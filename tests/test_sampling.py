@@ -13,7 +13,7 @@ from consistency_edu.editing import renoise_and_denoise
 from consistency_edu.experiments import sampling as runs
 from consistency_edu.experiments.sampling import (
     SAMPLING_SWEEPS,
-    sampling_run,
+    run_sampling,
     steps_evenly,
     toy_student,
 )
@@ -329,7 +329,7 @@ def test_runs_of_the_sweep_are_repeatable_and_whole(monkeypatch):
         runs, "toy_student", lambda *a: ConsistencyModel(MLP(width=16), sigma_max=5.0)
     )
     setting = dict(SAMPLING_SWEEPS["sampling_steps"].settings[0])
-    first, again = (sampling_run(setting, 0, count=100) for _ in range(2))
+    first, again = (run_sampling(setting, 0, count=100) for _ in range(2))
     assert first == again and len(first["even"]) == 8 and len(first["by_tau"]) == 16
     for k, levels in enumerate(first["levels"]):
         assert len(levels) == k + 2 and levels[0] == pytest.approx(5.0)
@@ -348,7 +348,7 @@ def test_searched_levels_are_judged_with_noise_that_the_search_has_not_seen(monk
         lambda *a, seed, **options: seeds.append(seed) or given(*a, seed=seed, **options),
     )
     for seed in (0, 1):
-        sampling_run(dict(SAMPLING_SWEEPS["sampling_steps"].settings[0]), seed, count=20)
+        run_sampling(dict(SAMPLING_SWEEPS["sampling_steps"].settings[0]), seed, count=20)
     assert len(set(seeds)) == len(seeds) == 4
 
 
