@@ -686,11 +686,11 @@ def test_weights_are_on_the_disk_before_checkpoints_go(tmp_path, monkeypatch):
     order, fsync, replace, remove = [], os.fsync, os.replace, shutil.rmtree
 
     def spy_fsync(number):
-        order.append(("fsync", os.readlink(f"/proc/self/fd/{number}")))
+        order.append(("fsync", os.fstat(number).st_ino))
         return fsync(number)
 
     def spy_replace(source, goal):
-        order.append(("replace", str(goal)))
+        order.append(("replace", str(goal), os.stat(os.path.dirname(goal)).st_ino))
         return replace(source, goal)
 
     def spy_remove(path, **options):
@@ -702,13 +702,13 @@ def test_weights_are_on_the_disk_before_checkpoints_go(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "rmtree", spy_remove)
     train_recipe(short("digits-ct"), tmp_path / "run", save_every=5)
     gone = order.index(("rmtree", str(tmp_path / "run" / "checkpoints")))
-    before = [(name, path) for name, path in order[:gone] if name != "rmtree"]
-    assert [name for name, _ in before[-3:]] == ["fsync", "replace", "fsync"]  # run.json and folder
-    renamed = [k for k, (name, _) in enumerate(before) if name == "replace"]
+    before = [entry for entry in order[:gone] if entry[0] != "rmtree"]
+    assert [name for name, *_ in before[-3:]] == ["fsync", "replace", "fsync"]  # run.json, folder
+    renamed = [k for k, (name, *_) in enumerate(before) if name == "replace"]
     assert any("step_" in before[k][1] for k in renamed)
     for k in renamed:  # the content before the name, and the name at once after it
         assert before[k - 1][0] == "fsync"
-        assert before[k + 1] == ("fsync", os.path.dirname(before[k][1]))
+        assert before[k + 1] == ("fsync", before[k][2])
 
 
 def test_a_line_of_metrics_is_whole_or_not_there(tmp_path, monkeypatch):
