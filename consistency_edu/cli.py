@@ -39,6 +39,7 @@ from typing import Annotated
 
 import torch
 import tyro
+from .experiments.digits import DigitsConfig, run_digits
 from PIL import Image
 from torch import Tensor
 
@@ -57,7 +58,6 @@ from consistency_edu.image_runs import (
     pretrained_names,
     train_recipe,
 )
-from .image_scores import DigitsConfig, run_digits
 from .image_sets import DOWNLOADS
 from .long_runs import Shelf, Signals, WorkerLost, is_first
 from .pf_ode import karras_sigmas, solve_pf_ode

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SIGNAL_STEPS', 'BOOT_TOY', 'GUIDANCE_WEIGHTS', 'BOOT_DIGITS', 'MIXES', 'BOOT_SWEEPS', 'boot_toy_grid',
-           'learned_noise_predictor', 'ProgressiveTime', 'boot_toy_objective', 'subdivide_grid', 'BootToyBenchmark',
-           'run_boot_toy', 'measure_classes', 'run_boot_guided_toy', 'flat_digits', 'conditional_digits_teacher',
-           'BootDigitsBenchmark', 'sample_digits', 'boot_digits_student', 'encode_images', 'decode_images',
-           'measure_mixes', 'digits_gallery', 'run_boot_digits', 'run_digits_sampler', 'run_boot_guided_digits',
-           'photo_patches', 'choose_data', 'run_boot_data']
+           'learned_noise_predictor', 'ProgressiveTime', 'boot_toy_objective', 'subdivide_grid', 'grid_benchmark',
+           'evaluate_cover', 'exact_signals', 'signal_errors', 'run_boot_toy', 'measure_classes', 'run_boot_guided_toy',
+           'sample_digits', 'boot_digits_student', 'encode_images', 'decode_images', 'measure_mixes', 'digits_gallery',
+           'run_boot_digits', 'run_digits_sampler', 'run_boot_guided_digits', 'photo_patches', 'choose_data',
+           'run_boot_data']
 
 # %% ../../nbs/lab/14_boot.ipynb #lab14imp
 import copy
@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 
 import sklearn.datasets
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from consistency_edu.boot import (
@@ -41,7 +40,6 @@ from consistency_edu.data import (
     draw_normal,
     draw_points,
     draw_uniform,
-    load_digits,
     spread,
     tensor_batches,
     toy,
@@ -49,17 +47,23 @@ from consistency_edu.data import (
 )
 from ..ddpm import EpsDenoiser, EpsLoss, cosine_schedule, cosine_vp
 from ..distillation import ConsistencyDistillation, draw_interval
-from .benchmarks import TOY_SIGMAS, learned_teacher
-from .distillation import DIGIT_SIGMAS
+from consistency_edu.experiments.benchmarks import (
+    DIGIT_SIGMAS,
+    TOY_SIGMAS,
+    DigitsBenchmark,
+    ToyBenchmark,
+    digits_benchmark,
+    digits_teacher,
+    learned_teacher,
+    toy_benchmark,
+)
 from .sweeps import Sweep
-from ..features import as_digits
 from ..files import InputError
-from ..guidance import GuidedByLabel, LabelDropout, admit_weight, with_weight
-from ..metrics import frechet_distance, paired_error, precision_recall, sliced_w2
+from ..guidance import GuidedByLabel, admit_weight, with_weight
+from ..metrics import paired_error, precision_recall
 from ..networks import MLP
 from consistency_edu.pf_ode import (
     EDMDenoiser,
-    edm_objective,
     euler_step,
     karras_sigmas,
     solve_pf_ode,
@@ -164,62 +168,58 @@ def subdivide_grid(grid: Tensor, times: int) -> Tensor:
     return torch.cat([fine, grid[-1:]])
 
 # %% ../../nbs/lab/14_boot.ipynb #bt14e003
-class BootToyBenchmark:
-    """Fixed noise, fresh points, and the exact ODE's ends and signals for the levels of `grid`."""
+def grid_benchmark(dataset: str, grid: Tensor) -> ToyBenchmark:
+    """Return the benchmark of `dataset` for students that live between the ends of `grid`."""
+    return toy_benchmark(dataset, sigmas=(float(grid[0]), float(grid[-1])))
 
-    def __init__(self, dataset: str, grid: Tensor, count: int = 4000):
-        generator = torch.Generator().manual_seed(1000)
-        self.mixture, self.grid = toy(dataset), grid
-        self.noise = draw_normal(torch.empty(count, 2), generator)
-        self.fresh = draw_points(self.mixture, count, generator=generator)[0]
-        ends = {"sigma_min": float(grid[0]), "sigma_max": float(grid[-1])}
-        solve = ExactConsistency(ExactDenoiser(self.mixture), steps=40, **ends)
-        self.ends = sample_one_step(solve, self.noise)
 
-    @functools.cached_property
-    def signals(self) -> Tensor:
-        """The exact ODE's signals `[N, 1000, 2]` of the first noises, at the levels of the grid."""
-        exact, fine = ExactDenoiser(self.mixture), subdivide_grid(self.grid, 6).flip(0)
-        walk = solve_signal_ode(exact, self.noise[:1000], fine, step=signal_heun)
-        return walk[::6].flip(0)
+def evaluate_cover(cloud: Tensor, bench: ToyBenchmark) -> dict:
+    """Return the benchmark's numbers of `cloud`, its spread, coverage and class shares."""
+    near = precision_recall(bench.fresh[:1000], cloud[:1000])
+    classes = bench.mixture.num_classes
+    share = torch.bincount(classify(cloud, bench.mixture), minlength=classes) / len(cloud)
+    return {
+        **bench.evaluate(cloud),
+        "spread": spread(cloud),
+        "precision": near.precision,
+        "recall": near.recall,
+        "mode_recall": float((share * classes > 0.5).float().mean()),
+        "rarest_class": float(share.min() * classes),
+    }
 
-    def evaluate(self, cloud: Tensor) -> dict:
-        """Return distances, spread, precision, recall, and the shares of the classes hit."""
-        near = precision_recall(self.fresh[:1000], cloud[:1000])
-        classes = self.mixture.num_classes
-        share = torch.bincount(classify(cloud, self.mixture), minlength=classes) / len(cloud)
-        return {
-            "sliced_w2": sliced_w2(cloud, self.fresh),
-            "paired_error": paired_error(cloud, self.ends),
-            "spread": spread(cloud),
-            "precision": near.precision,
-            "recall": near.recall,
-            "mode_recall": float((share * classes > 0.5).float().mean()),
-            "rarest_class": float(share.min() * classes),
-        }
 
-    @torch.no_grad()
-    def errors(self, model: SignalModel) -> list[float]:
-        """Return the median errors of `model`'s signals at the levels of the grid."""
-        few = self.noise[:1000]
-        made = torch.stack([model(few, s.to(few).expand(len(few))) for s in self.grid])
-        return [round(float(e), 5) for e in (made - self.signals).norm(dim=2).median(1).values]
+def exact_signals(bench: ToyBenchmark, grid: Tensor) -> Tensor:
+    """Return the exact ODE's signals `[N, 1000, 2]` of the first noises, level by level."""
+    fine = subdivide_grid(grid, 6).flip(0)
+    walk = solve_signal_ode(bench.exact, bench.noise[:1000], fine, step=signal_heun)
+    return walk[::6].flip(0)
+
+
+@torch.no_grad()
+def signal_errors(model: Callable, signals: Tensor, noise: Tensor, grid: Tensor) -> list[float]:
+    """Return the median errors of `model`'s signals, from `noise`, at the levels of `grid`."""
+    few = noise[: signals.shape[1]]
+    made = torch.stack([model(few, s.to(few).expand(len(few))) for s in grid])
+    return [round(float(e), 5) for e in (made - signals).norm(dim=2).median(1).values]
 
 # %% ../../nbs/lab/14_boot.ipynb #bt14e0r3
 def run_boot_toy(setting: dict, seed: int) -> dict:
-    """Train and judge one BOOT student on a toy set."""
+    """Train and measure one BOOT student on a toy set."""
     objective = boot_toy_objective(setting, seed)
-    bench = BootToyBenchmark(setting["dataset"], objective.sigmas)
+    grid = objective.sigmas
+    bench = grid_benchmark(setting["dataset"], grid)
+    signals = exact_signals(bench, grid) if setting["watch"] else None
     generator = torch.Generator().manual_seed(seed)
     steps, history, start = setting["steps"], {}, time.perf_counter()
     marks = [steps // 16, steps // 8, steps // 4, steps // 2, steps]
     options = {"steps": steps, "lr": setting["lr"], "generator": generator}
     for state in train(objective, empty_batches((512, 2)), **options):
         if setting["watch"] and state.step in marks:
-            history[str(state.step)] = bench.errors(state.ema.model)
+            errors = signal_errors(state.ema.model, signals, bench.noise, grid)
+            history[str(state.step)] = errors
     seconds = round(time.perf_counter() - start, 1)
     cloud = sample_one_step(BootStudent(state.ema.model), bench.noise)
-    return {**bench.evaluate(cloud), "seconds": seconds, "history": history}
+    return {**evaluate_cover(cloud, bench), "seconds": seconds, "history": history}
 
 # %% ../../nbs/lab/14_boot.ipynb #bt14e0c5
 GUIDANCE_WEIGHTS = (0.0, 1.0, 2.0, 3.0, 4.0)
@@ -245,7 +245,7 @@ def run_boot_guided_toy(setting: dict, seed: int) -> dict:
     batches = empty_batches((512, 2), num_classes=classes, weights=w_range, generator=generator)
     objective = Boot(online, teacher, karras_sigmas(36, 0.002, 5.0))
     student = BootStudent(fit(objective, batches, steps=3000, lr=3e-3, generator=generator).model)
-    noise = draw_normal(torch.empty(2000, 2), generator)
+    noise = toy_benchmark(setting["dataset"]).noise[:2000]
     labels = torch.arange(2000) % classes
     solve = ExactConsistency(teacher, sigma_max=5.0, steps=32)
     rows = []
@@ -255,63 +255,6 @@ def run_boot_guided_toy(setting: dict, seed: int) -> dict:
         rows.append([w, *(measure_classes(c, labels, mixture) for c in clouds)])
         rows[-1].append(paired_error(*clouds))
     return {"rows": rows}
-
-# %% ../../nbs/lab/14_boot.ipynb #bt14e007
-@functools.lru_cache
-def flat_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return training and held-out digits `[N, 64]` and their labels."""
-    (train_x, train_labels), (test_x, test_labels) = load_digits("train"), load_digits("test")
-    return train_x.flatten(1), train_labels, test_x.flatten(1), test_labels
-
-
-@functools.lru_cache
-def conditional_digits_teacher(seed: int, steps: int = 3000) -> EDMDenoiser:
-    """Train a class-conditional denoiser of digits, once in a process."""
-    x, labels, _, _ = flat_digits()
-    with from_seed(seed) as generator:
-        denoiser = EDMDenoiser(MLP(64, width=256, num_classes=10), spread(x))
-        objective = LabelDropout(edm_objective(denoiser), 10, 0.1)
-        batches = tensor_batches(x, labels, 256, with_labels=True, generator=generator)
-        return fit(objective, batches, steps=steps, lr=2e-3, generator=generator).model
-
-# %% ../../nbs/lab/14_boot.ipynb #bt14e0j7
-class BootDigitsBenchmark:
-    """Fixed noise and labels, and the held-out digits in 20 PCA dimensions, to judge samples by."""
-
-    def __init__(self):
-        self.train, labels, self.test, _ = flat_digits()
-        generator = torch.Generator().manual_seed(1000)
-        count = 4 * len(self.test)
-        self.noise = draw_normal(torch.empty(count, 64), generator)
-        self.labels = (draw_uniform(self.noise, generator) * 10).long()
-        self.mean = self.train.mean(0)
-        self.basis = torch.linalg.svd(self.train - self.mean, full_matrices=False).Vh[:20].T
-        self.classifier = LogisticRegression(max_iter=2000).fit(self.train, labels)
-
-    def project(self, x: Tensor) -> Tensor:
-        """Return the coordinates `[B, 20]` of digits `x` `[B, 64]`."""
-        return (as_digits(x).flatten(1) - self.mean) @ self.basis
-
-    def frechet(self, x: Tensor) -> float:
-        """Return the Fréchet distance of `x` to the held-out digits, the mean of four draws."""
-        real, draws = self.project(self.test), self.project(x).chunk(4)
-        return sum(frechet_distance(draw, real) for draw in draws) / 4
-
-    def evaluate(self, x: Tensor, labels: Tensor | None = None) -> dict:
-        """Return distance, precision, recall, and what a classifier says of `x` `[1796, 64]`."""
-        if len(x) != len(self.noise):
-            raise InputError(f"{len(x)} digits: give one for each of the {len(self.noise)} noises.")
-        near = precision_recall(self.project(self.test), self.project(x[: len(self.test)]))
-        odds = torch.from_numpy(self.classifier.predict_proba(x.numpy()))
-        own = None if labels is None else float((odds.argmax(1) == labels).float().mean())
-        return {
-            "frechet": self.frechet(x),
-            "precision": near.precision,
-            "recall": near.recall,
-            "confident": float((odds.max(1).values > 0.9).float().mean()),
-            "own_class": own,
-            "nearest": float(torch.cdist(x[:449], self.train).min(1).values.median()),
-        }
 
 # %% ../../nbs/lab/14_boot.ipynb #bt14e008
 BOOT_DIGITS = {
@@ -365,7 +308,7 @@ def decode_images(rows: Sequence[str]) -> Tensor:
 MIXES = (-0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
-def measure_mixes(model: SignalModel, bench: BootDigitsBenchmark) -> dict:
+def measure_mixes(model: SignalModel, bench: DigitsBenchmark) -> dict:
     """Return Fréchet distance and confident share of mixed noises, at all MIXES, both ways."""
     student, numbers = BootStudent(model), {}
     other = bench.noise.roll(1, 0)
@@ -376,7 +319,7 @@ def measure_mixes(model: SignalModel, bench: BootDigitsBenchmark) -> dict:
     return numbers
 
 # %% ../../nbs/lab/14_boot.ipynb #bt14e0g3
-def digits_gallery(teacher: EDMDenoiser, model: SignalModel, bench: BootDigitsBenchmark) -> dict:
+def digits_gallery(teacher: EDMDenoiser, model: SignalModel, bench: DigitsBenchmark) -> dict:
     """Return rows of encoded pictures by name, for the figures after the slides' 4, 6, 9 and 10."""
     student, ten = BootStudent(model), torch.arange(10)
     noise, few = bench.noise[:10], torch.tensor([3, 8])
@@ -405,8 +348,8 @@ def digits_gallery(teacher: EDMDenoiser, model: SignalModel, bench: BootDigitsBe
 
 # %% ../../nbs/lab/14_boot.ipynb #bt14e0w8
 def run_boot_digits(setting: dict, seed: int) -> dict:
-    """Distil and judge one BOOT student of digits."""
-    teacher, bench = conditional_digits_teacher(seed), BootDigitsBenchmark()
+    """Distil and measure one BOOT student of digits."""
+    teacher, bench = digits_teacher(seed, with_labels=True), digits_benchmark(shape=(64,))
     model = boot_digits_student(teacher, setting, seed)
     cloud = sample_one_step(BootStudent(model), bench.noise, bench.labels)
     truth = sample_digits(teacher, bench.noise, 40, bench.labels)
@@ -418,13 +361,13 @@ def run_boot_digits(setting: dict, seed: int) -> dict:
 
 
 def run_digits_sampler(setting: dict, seed: int) -> dict:
-    """Judge the teacher of digits with `evaluations` DDIM steps, or held-out quality for 0."""
-    bench = BootDigitsBenchmark()
+    """Measure the teacher of digits with `evaluations` DDIM steps, or held-out quality for 0."""
+    bench = digits_benchmark(shape=(64,))
     if setting["evaluations"] == 0:
         generator = torch.Generator().manual_seed(seed)
         order = draw_uniform(bench.train, generator).argsort()
         return bench.evaluate(bench.train[order[:449]].repeat(4, 1))
-    teacher, options = conditional_digits_teacher(seed), {"step": euler_step}
+    teacher, options = digits_teacher(seed, with_labels=True), {"step": euler_step}
     draw = functools.partial(sample_digits, teacher, bench.noise)
     cloud = draw(setting["evaluations"], bench.labels, **options)
     truth = draw(40, bench.labels)
@@ -432,8 +375,8 @@ def run_digits_sampler(setting: dict, seed: int) -> dict:
 
 # %% ../../nbs/lab/14_boot.ipynb #bt14e014
 def run_boot_guided_digits(setting: dict, seed: int) -> dict:
-    """Distil a guided teacher of digits with w as input; judge teacher and student at each w."""
-    teacher, bench = conditional_digits_teacher(seed), BootDigitsBenchmark()
+    """Distil a guided teacher of digits with w as input; measure teacher and student at each w."""
+    teacher, bench = digits_teacher(seed, with_labels=True), digits_benchmark(shape=(64,))
     guided, w_range = GuidedByLabel(teacher), (GUIDANCE_WEIGHTS[0], GUIDANCE_WEIGHTS[-1])
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -469,7 +412,7 @@ def choose_data(domain: str, data: str, generator: torch.Generator) -> Tensor:
         full = draw_points(toy("moons"), 4000, generator=generator)[0]
         other = draw_points(toy("circles"), 4000, generator=generator)[0]
     else:
-        full, other = flat_digits()[0], photo_patches()
+        full, other = digits_benchmark(shape=(64,)).train, photo_patches()
         full = full[draw_uniform(full, generator).argsort()]
     if data == "noise":
         return full.mean(0) + spread(full) * draw_normal(full, generator)
@@ -477,10 +420,10 @@ def choose_data(domain: str, data: str, generator: torch.Generator) -> Tensor:
 
 # %% ../../nbs/lab/14_boot.ipynb #bt14e0d5
 def run_boot_data(setting: dict, seed: int) -> dict:
-    """Distil without labels by CD on the `data` named, or by BOOT on none, and judge."""
+    """Distil without labels by CD on the `data` named, or by BOOT on none, and measure."""
     on_moons, is_boot = setting["domain"] == "moons", setting["data"] == "none"
     dim, (low, top) = (2, TOY_SIGMAS) if on_moons else (64, DIGIT_SIGMAS)
-    teacher = learned_teacher("moons", seed) if on_moons else conditional_digits_teacher(seed)
+    teacher = learned_teacher("moons", seed) if on_moons else digits_teacher(seed, with_labels=True)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     network = copy.deepcopy(teacher.network).requires_grad_(True)
@@ -494,11 +437,11 @@ def run_boot_data(setting: dict, seed: int) -> dict:
     options = {"steps": setting["steps"], "lr": 3e-3 if on_moons else 1e-3}
     model = fit(objective, batches, generator=generator, **options).model
     student = BootStudent(model) if is_boot else model
-    grid = karras_sigmas(36, low, top)
-    bench = BootToyBenchmark("moons", grid) if on_moons else BootDigitsBenchmark()
+    bench = toy_benchmark("moons") if on_moons else digits_benchmark(shape=(64,))
     cloud = sample_one_step(student, bench.noise)
+    numbers = evaluate_cover(cloud, bench) if on_moons else bench.evaluate(cloud)
     walk = solve_pf_ode(teacher, bench.noise, karras_sigmas(41, low, top).flip(0))
-    return {**bench.evaluate(cloud), "to_teacher": paired_error(cloud, walk)}
+    return {**numbers, "to_teacher": paired_error(cloud, walk)}
 
 # %% ../../nbs/lab/14_boot.ipynb #bt14e017
 def _changed(base: dict, **choices: Sequence) -> list[dict]:

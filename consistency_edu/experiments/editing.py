@@ -111,8 +111,8 @@ class ConditionalBenchmark:
         return [sliced_w2(a, b, 64) for a, b in pairs]
 
     def evaluate(self, x: Tensor) -> dict[str, list[float]]:
-        """Return for each group of `x` `[G · count, 2]` its `w2` and its share `stray`."""
-        return {"w2": self.distances(x), "stray": self.stray(x)}
+        """Return for each group of `x` `[G · count, 2]` its `sliced_w2` and its share `stray`."""
+        return {"sliced_w2": self.distances(x), "stray": self.stray(x)}
 
     def bands(self) -> list[float]:
         """Return what two exact clouds reach at most, for each group."""
@@ -141,12 +141,12 @@ def run_steps(
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = editing_model(setting["model"], generator)
-    judge = ConditionalBenchmark(toy("moons"), count, generator)
-    numbers = {"steps": list(steps), "known": list(KNOWN_VALUES), "band": judge.bands()}
+    bench = ConditionalBenchmark(toy("moons"), count, generator)
+    numbers = {"steps": list(steps), "known": list(KNOWN_VALUES), "band": bench.bands()}
     for number in steps:
         sigmas = LEVEL_SCHEMES[setting["levels"]](model, number)
-        x = edit(model, judge.known, FIRST_KNOWN, sigmas, generator=generator)
-        for name, values in judge.evaluate(x).items():
+        x = edit(model, bench.known, FIRST_KNOWN, sigmas, generator=generator)
+        for name, values in bench.evaluate(x).items():
             numbers.setdefault(name, []).append(values)
     return numbers
 
@@ -155,16 +155,16 @@ def run_rounds(setting: dict, seed: int, count: int = 1000, rounds: int = 64) ->
     """Repeat the round of Algorithm 4 at one level tau, from exact draws and from a first jump."""
     generator = torch.Generator().manual_seed(seed)
     model = editing_model("exact", generator)
-    judge, tau = ConditionalBenchmark(toy("moons"), count, generator), setting["tau"]
-    starts = {"exact": judge.other}
-    starts["jump"] = edit(model, judge.known, FIRST_KNOWN, [5.0], generator=generator)
-    numbers = {"known": list(KNOWN_VALUES), "band": judge.bands()}
+    bench, tau = ConditionalBenchmark(toy("moons"), count, generator), setting["tau"]
+    starts = {"exact": bench.other}
+    starts["jump"] = edit(model, bench.known, FIRST_KNOWN, [5.0], generator=generator)
+    numbers = {"known": list(KNOWN_VALUES), "band": bench.bands()}
     for name, x in starts.items():
-        numbers[name] = [judge.distances(x)]
+        numbers[name] = [bench.distances(x)]
         for _ in range(rounds):
             noisy = add_noise(x, tau, model.sigma_min, generator)
-            x = FIRST_KNOWN.project(model(noisy, torch.full((len(x),), tau)), judge.known)
-            numbers[name].append(judge.distances(x))
+            x = FIRST_KNOWN.project(model(noisy, torch.full((len(x),), tau)), bench.known)
+            numbers[name].append(bench.distances(x))
     return numbers
 
 # %% ../../nbs/lab/16_editing.ipynb #lab16014

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from consistency_edu.experiments.digits import DigitsConfig, DigitsJudge, line, run_digits, title
 
 from consistency_edu.data import InputError
 from consistency_edu.image_recipes import DIGITS_RECIPES, RECIPES
-from consistency_edu.image_scores import DigitsConfig, DigitsJudge, line, run_digits, title
 from consistency_edu.image_sets import load_images, to_floats
 
 
