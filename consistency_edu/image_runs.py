@@ -8,7 +8,7 @@ __all__ = ['PRETRAINED', 'NO_BOOKS', 'FREE', 'OTHERS', 'Pace', 'Run', 'load_run'
            'show_images', 'save_grid', 'Workshop', 'batches_of', 'open_workshop', 'load_teacher', 'load_start',
            'begun_with', 'weights_sum', 'images_sum', 'device_of', 'prepare', 'check_data', 'check_spread',
            'fill_pairs', 'load_in_turn', 'Board', 'Recorder', 'read_metrics', 'add_line', 'cut_metrics', 'books_in',
-           'train_recipe', 'look_into', 'check_same', 'check_classes', 'choices_of', 'take_up', 'sentences_for',
+           'train_recipe', 'look_into', 'check_same', 'check_class_names', 'choices_of', 'take_up', 'sentences_for',
            'run_loop', 'agree', 'progress_bar', 'show_progress', 'finish', 'device_name', 'card']
 
 # %% ../nbs/18_image_runs.ipynb #ru000004
@@ -784,7 +784,7 @@ def train_recipe(
         options = {"teacher": teacher, "start": start, "seed": seed, "workers": workers}
         shop = open_workshop(recipe, folder, **options)
         if checkpoint:
-            check_classes(shop)
+            check_class_names(shop)
         check_same(shop.begun, extra.pop("begun"), folder)
         pace = Pace(recipe, shop.objective, extra["seconds"], step)
         books = Recorder(shop, pace, shelf)
@@ -832,7 +832,7 @@ def check_same(ours: dict, begun: dict, folder: Path) -> None:
         )
 
 
-def check_classes(shop: Workshop) -> None:
+def check_class_names(shop: Workshop) -> None:
     """Raise InputError unless the run in the folder of `shop` was begun with the same classes."""
     names = list(shop.images.classes)
     begun = read_json(shop.folder / "recipe.json").get("class_names", sorted(names))
