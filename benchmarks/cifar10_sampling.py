@@ -22,7 +22,7 @@ import torch
 from cifar10 import BATCH, START, Judge, fast, say, write
 
 from consistency_edu.evaluation import as_rgb
-from consistency_edu.image_methods import evaluations, grid_of
+from consistency_edu.image_methods import evaluations, sigma_grid
 from consistency_edu.image_sets import load_images
 from consistency_edu.pf_ode import euler_step, heun_step, karras_sigmas, solve_pf_ode
 from consistency_edu.sampling import sample_multistep, search_time_points
@@ -225,7 +225,7 @@ def points_of(bench, judge, name, run):
                     lambda z, g: sample_multistep(run.model, z, sigmas, generator=g), few
                 )
 
-            levels = search_time_points(objective, grid_of(run.recipe), steps).sigmas
+            levels = search_time_points(objective, sigma_grid(run.recipe), steps).sigmas
             value = distance(lambda z, g: sample_multistep(run.model, z, levels, generator=g))
             row = {"sampler": "consistency", "nfe": steps, "levels": levels.tolist()}
             yield {**row, "frechet": value, "samples": count}

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from consistency_edu.image_methods import PRECISIONS, grid_of, network_in
+from consistency_edu.image_methods import PRECISIONS, network_in, sigma_grid
 from consistency_edu.image_runs import load_run
 from consistency_edu.pf_ode import EDMDenoiser, solve_pf_ode
 from consistency_edu.sampling import sample_one_step
@@ -90,7 +90,7 @@ def main():
     network.to(memory_format=LAYOUTS[layout])
     noise = torch.randn(batch, *run.shape).contiguous(memory_format=LAYOUTS[layout])
     teacher = EDMDenoiser(network, recipe.sigma_data)
-    grid = torch.cat([grid_of(recipe).flip(0), torch.zeros(1)])
+    grid = torch.cat([sigma_grid(recipe).flip(0), torch.zeros(1)])
     walk = speed(lambda noise: solve_pf_ode(teacher, noise, grid), noise, args.seconds)[0]
     jump = speed(draw, noise, args.seconds)[0]
     print(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OWN', 'FIELDS', 'FILES', 'EDITS', 'COMMANDS', 'REMEDIES', 'toy_command', 'digits_command', 'tell', 'TrainConfig',
            'split_changes', 'train_command', 'helpful', 'teacher_of', 'out_of', 'SampleConfig', 'check_sample',
-           'levels_of', 'noise_for', 'class_number', 'labels_for', 'walk', 'as_png', 'png_of', 'sample_command',
+           'sigmas_for', 'noise_for', 'class_number', 'labels_for', 'walk', 'as_png', 'png_of', 'sample_command',
            'RecipesConfig', 'DoctorConfig', 'recipes_command', 'doctor_command', 'examine', 'installed', 'gpus',
            'SweepConfig', 'all_sweeps', 'sweep_command', 'EvaluateConfig', 'is_of_images', 'check_evaluation',
            'file_of', 'images_to_compare', 'sample_batches', 'held_out', 'warn_if_few', 'evaluate_command', 'rows_for',
@@ -39,16 +39,16 @@ from typing import Annotated
 
 import torch
 import tyro
-from .experiments.digits import DigitsConfig, run_digits
 from PIL import Image
 from torch import Tensor
 
 import consistency_edu
 from .data import InputError, choose, draw_normal, per_sample
+from .experiments.digits import DigitsConfig, run_digits
 from .experiments.sweeps import FOLDER, Sweep, run_sweep
 from .experiments.toy import ToyConfig, run_toy
 from .files import check_writable, write_file
-from .image_methods import Recipe, grid_of, override
+from .image_methods import Recipe, override, sigma_grid
 from .image_recipes import RECIPES
 from consistency_edu.image_runs import (
     Run,
@@ -238,13 +238,13 @@ def check_sample(config: SampleConfig) -> None:
     check_writable(config.out.parent, config.out.name)
 
 
-def levels_of(run: Run, config: SampleConfig) -> Tensor:
+def sigmas_for(run: Run, config: SampleConfig) -> Tensor:
     """Return the decreasing noise levels from which `run` jumps, or which it walks."""
     recipe, steps = run.recipe, config.steps
     if config.sigmas:
         return torch.tensor(config.sigmas, dtype=torch.float64)
     if recipe.method == "teacher" and not steps:
-        return grid_of(recipe).flip(0)
+        return sigma_grid(recipe).flip(0)
     if steps <= 1 or (recipe.method == "pd" and steps == 2):  # of which the model knows
         return torch.tensor([recipe.sigma_max], dtype=torch.float64)
     if recipe.method in ("cd", "ct"):
@@ -327,7 +327,7 @@ def sample_command(config: SampleConfig) -> None:
     noise = noise_for(run, config, dice).to(device)
     labels = labels_for(run, config, len(noise))
     labels = None if labels is None else labels.to(device)
-    stages = walk(run, noise, levels_of(run, config), labels, dice)
+    stages = walk(run, noise, sigmas_for(run, config), labels, dice)
     columns = len(stages) if config.path else config.ncol
     images = stages.transpose(0, 1).flatten(0, 1) if config.path else stages[-1]
     tell({"grid": write_file(config.out, as_png(images, columns))})

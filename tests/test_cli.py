@@ -18,9 +18,9 @@ from consistency_edu import cli, image_runs
 from consistency_edu.cli import (
     COMMANDS,
     labels_for,
-    levels_of,
     noise_for,
     parse,
+    sigmas_for,
     split_changes,
 )
 from consistency_edu.data import InputError
@@ -264,7 +264,7 @@ def test_seeds_and_rows_of_samples(runs, tmp_path):
     two = draw(*size, "--steps", 2)
     config = parse(["sample", str(runs / "cd"), "--steps", "2"])
     run = load_run(runs / "cd")
-    assert levels_of(run, config).tolist() == [run.recipe.sigma_max, run.recipe.middle]
+    assert sigmas_for(run, config).tolist() == [run.recipe.sigma_max, run.recipe.middle]
     assert not np.array_equal(one, two)
     path = draw("--nrow", 2, "--path", "--steps", 1)
     assert path.shape[1] * 2 == path.shape[0] * 2  # noise and image, two rows

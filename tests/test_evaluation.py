@@ -21,14 +21,12 @@ from consistency_edu.evaluation import (
     frechet_of_moments,
     gather,
     inception_score,
-    precision_recall_in_blocks,
     random_images,
     reference_of,
     tell_numbers,
 )
 from consistency_edu.features import FEATURES, Inception, Scripted, features_of_file, load_features
 from consistency_edu.image_sets import ImageSet, load_images, to_floats, to_pixels
-from consistency_edu.metrics import precision_recall
 
 
 def cloud(count, dim=6, seed=0, shift=0.0):
@@ -132,42 +130,7 @@ def test_too_few_or_broken_features_are_refused():
         Moments().add(torch.tensor([[1.0, math.nan]]))
 
 
-# precision, recall and the inception score
-
-
-@pytest.mark.parametrize("block", [7, 50, 1000])
-def test_blocks_change_no_precision_and_no_recall(block):
-    real, fake = cloud(120), cloud(90, shift=1.5)
-    assert precision_recall_in_blocks(real, fake, 3, block) == precision_recall(real, fake, 3)
-
-
-def brute_force(real, fake, k):
-    """Precision and recall by loops over numpy."""
-    real, fake = real.double().numpy(), fake.double().numpy()
-
-    def reach(points):
-        return [sorted(np.linalg.norm(points - p, axis=1))[k] for p in points]
-
-    def inside(points, centres):
-        radii = np.array(reach(centres))
-        hits = [(np.linalg.norm(centres - p, axis=1) <= radii).any() for p in points]
-        return float(np.mean(hits))
-
-    return inside(fake, real), inside(real, fake)
-
-
-@pytest.mark.parametrize("k", [1, 3, 5])
-def test_precision_and_recall_are_those_of_brute_force(k):
-    real, fake = cloud(80), cloud(60, seed=0, shift=1.0) * 0.8
-    got = precision_recall_in_blocks(real, fake, k, 16)
-    assert tuple(got) == brute_force(real, fake, k)
-    assert got.precision != got.recall
-
-
-def test_few_points_or_a_bad_k_are_refused():
-    for k in (0, 60):
-        with pytest.raises(InputError, match="more points|at least 1"):
-            precision_recall_in_blocks(cloud(80), cloud(60), k)
+# the inception score and copies
 
 
 def test_inception_score_of_known_distributions():
@@ -498,9 +461,6 @@ def test_counts_that_are_none_are_refused(bad, digits, tiny_reference):
         lambda: evaluate_images(images, tiny_reference, Tiny(), batch=bad),
         lambda: evaluate_images(images, tiny_reference, Tiny(), neighbours=bad),
         lambda: inception_score(torch.zeros(20, 10), bad),
-        lambda: precision_recall_in_blocks(cloud(80), cloud(60), bad),
-        lambda: precision_recall_in_blocks(cloud(80), cloud(60), 3, bad),
-        lambda: precision_recall(cloud(80), cloud(60), bad),
     ]
     if bad != 0:
         actions.append(lambda: gather(Tiny(), images, keep=bad))

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from consistency_edu.experiments.digits import DigitsConfig, DigitsJudge, line, run_digits, title
 
 from consistency_edu.data import InputError
+from consistency_edu.experiments.digits import DigitsConfig, DigitsJudge, run_digits, title
 from consistency_edu.image_recipes import DIGITS_RECIPES, RECIPES
 from consistency_edu.image_sets import load_images, to_floats
 
@@ -60,7 +60,7 @@ def test_bad_tables_are_refused(bad, tmp_path):
 
 def test_a_line_shows_the_numbers(judge):
     row = {"title": "real", **judge.floor(), "seconds": 3.0}
-    assert f"{row['frechet']:.3f}" in line(row)
+    assert f"{row['frechet']:.3f}" in format_row(row)
 
 
 def test_what_is_no_digit_is_refused(judge):

@@ -30,11 +30,11 @@ from consistency_edu.image_methods import (
     distance_of,
     draw_samples,
     evaluations,
-    grid_of,
     network_in,
     override,
     perceptual,
     present,
+    sigma_grid,
 )
 from consistency_edu.image_recipes import RECIPES
 from consistency_edu.pf_ode import EDMDenoiser, heun_step
@@ -233,7 +233,11 @@ def test_direct_distillation_learns_from_the_walk_down_to_zero():
 def halving(total_steps=70, points=8, **options):
     recipe = Recipe("try", method="pd", points=points, sigma_max=10.0)
     return Halving(
-        teacher_of(recipe), teacher_of(recipe), grid_of(recipe), total_steps=total_steps, **options
+        teacher_of(recipe),
+        teacher_of(recipe),
+        sigma_grid(recipe),
+        total_steps=total_steps,
+        **options,
     )
 
 
@@ -333,7 +337,7 @@ def test_the_rounds_of_cifar10_pd_are_those_of_cms_code():
     objective = build_objective(tiny, build_network(tiny, SHAPE), teacher_of(tiny))
     rounds, students = rounds_of(objective), []
     for k in range(objective.rounds):
-        students.append((len(grid_of(recipe)) - 1) // 2 ** (k + 1))
+        students.append((len(sigma_grid(recipe)) - 1) // 2 ** (k + 1))
     assert students == [2**k for k in range(12, -1, -1)]  # 4096 ... 1
     assert [rounds.count(k) for k in range(13)] == [5] * 11 + [10, 10]
 

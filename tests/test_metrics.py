@@ -134,8 +134,29 @@ def test_precision_and_recall_by_hand():
     back = precision_recall(fake, real, k=1)
     assert (back.precision, back.recall) == (found.recall, found.precision)
     for k in (0, 4):
-        with pytest.raises(InputError):
+        with pytest.raises(InputError, match="more points|at least 1"):
             precision_recall(real, fake, k=k)
+
+
+def precision_recall_by_loops(real, fake, k):
+    """Precision and recall, a point at a time."""
+    real, fake = real.tolist(), fake.tolist()
+
+    def inside(points, centres):
+        radii = [sorted(math.dist(p, c) for c in centres)[k] for p in centres]
+        hits = [any(math.dist(p, c) <= r for c, r in zip(centres, radii)) for p in points]
+        return sum(hits) / len(points)
+
+    return inside(fake, real), inside(real, fake)
+
+
+@pytest.mark.parametrize("block", [7, 50, 1000])
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_precision_and_recall_are_those_of_loops_in_blocks_of_any_size(k, block, generator):
+    real, fake = clouds(generator, 80, 6)
+    got = precision_recall(real, fake[:60], k, block)
+    assert tuple(got) == pytest.approx(precision_recall_by_loops(real, fake[:60], k), abs=1e-12)
+    assert got.precision != got.recall
 
 
 def test_paired_error_is_the_median_of_the_rows_distances():
@@ -168,6 +189,7 @@ def test_counts_and_shares_that_are_none_are_refused(bad):
         lambda: sliced_w2(a, b, bad),
         lambda: energy_test(a, b, shuffles=bad),
         lambda: precision_recall(a, b, bad),
+        lambda: precision_recall(a, b, 3, bad),
     ]
     if bad != 0:
         actions.append(lambda: energy_test(a, b, shuffles=9, level=bad))

@@ -132,6 +132,30 @@ def test_relative_imports_resolve_from_subpackages(part):
     assert list(ours("from . import nothing", part)) == [""]
 
 
+def names_of(source):
+    """The names that `source` defines at its top level, without Python's own (__all__)."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found = [node.name]
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+        else:
+            continue
+        yield from (name for name in found if not name.startswith("__"))
+
+
+def test_one_name_has_one_meaning():
+    """Each experiment may have a BATCH of its own; elsewhere a name stands in one module."""
+    homes = {}
+    for path in MODULES:
+        if part_of(dotted(path)) != "experiments":
+            for name in set(names_of(path.read_text(encoding="utf-8"))):
+                homes.setdefault(name, []).append(dotted(path))
+    twice = {name: modules for name, modules in homes.items() if len(modules) > 1}
+    assert not twice, f"these names mean two things: {twice}"
+
+
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_public_things_have_docstrings(path):
     tree = ast.parse(path.read_text())

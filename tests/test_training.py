@@ -20,9 +20,11 @@ from consistency_edu.training import (
     check_loss,
     compile_networks,
     constant_rate,
+    cosine_decay,
     cosine_rate,
     fit,
     from_seed,
+    linear_decay,
     load_checkpoint,
     make_optimizer,
     move_towards,
@@ -185,6 +187,8 @@ def test_clipping_shortens_the_gradient_and_only_then():
 
 
 def test_schedules():
+    assert cosine_decay(3, 9) == pytest.approx(0.75) and linear_decay(3, 9) == pytest.approx(2 / 3)
+    assert cosine_decay(1.0) == linear_decay(1.0) == 0
     assert cosine_rate(0, 100, warmup=10) == 0.1 and constant_rate(4, 100, warmup=10) == 0.5
     assert cosine_rate(50, 100) == pytest.approx(0.5) and constant_rate(99, 100) == 1
     assert cosine_rate(100, 100) == pytest.approx(0) and constant_rate(0, 9, warmup=0) == 1
