@@ -34,7 +34,6 @@ from tqdm.auto import tqdm
 
 from . import viz
 from .boot import empty_batches
-from .bridges import EDMTeacher, edm_teacher
 from consistency_edu.data import (
     InputError,
     choose,
@@ -43,6 +42,7 @@ from consistency_edu.data import (
     draw_uniform,
     spread,
 )
+from .edm_weights import EDMTeacher, edm_teacher
 from consistency_edu.files import (
     check_bound,
     check_writable,
