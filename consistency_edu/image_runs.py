@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 
 from . import viz
 from .boot import empty_batches
+from .checkpoints import Checkpoint, checksum, load_weights, weights_of
 from consistency_edu.data import (
     InputError,
     choose,
@@ -82,19 +83,15 @@ from consistency_edu.long_runs import (
 )
 from .progressive import Pairs, make_pairs
 from consistency_edu.training import (
-    Checkpoint,
     TrainingDiverged,
     TrainState,
     check_weights,
-    checksum,
-    load_weights,
     progress,
     put_on,
     set_precision,
     speed_up,
     train,
     try_out,
-    weights_of,
 )
 
 # %% ../nbs/18_image_runs.ipynb #ru000008
