@@ -106,6 +106,17 @@ def test_an_average_that_went_bad_is_not_kept(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_buffer_that_went_bad_is_not_kept(tmp_path):
+    objective = Line()
+    objective.register_buffer("seen", torch.tensor([1e6]))  # large, and no weight
+    state = next(train(objective, endless(), steps=3))
+    save_checkpoint(tmp_path / "good", state)
+    objective.seen.fill_(math.inf)
+    with pytest.raises(TrainingDiverged, match="after step 1"):
+        save_checkpoint(tmp_path / "bad", state)
+    assert [path.name for path in tmp_path.iterdir()] == ["good"]
+
+
 @pytest.mark.parametrize("call", range(5))
 def test_a_write_that_fails_leaves_the_one_before(call, saved, monkeypatch):
     whole, write, count = load_checkpoint(saved), checkpoints.write_bytes, iter(range(9))
