@@ -31,13 +31,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from consistency_edu import image_runs
+from consistency_edu.checkpoints import load_weights, weights_of
 from consistency_edu.evaluation import evaluate_images, random_images, reference_of, tell_numbers
 from consistency_edu.features import load_features
 from consistency_edu.image_methods import override
 from consistency_edu.image_recipes import RECIPES
 from consistency_edu.image_sets import load_images
 from consistency_edu.long_runs import Stopped
-from consistency_edu.training import compile_networks, load_weights, set_precision, weights_of
+from consistency_edu.training import compile_networks, set_precision
 
 START = time.perf_counter()
 KEPT = ("run.json", "metrics.jsonl", "samples.png", "card.md")

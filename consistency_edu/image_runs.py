@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 
 from . import viz
 from .boot import empty_batches
-from .bridges import EDMTeacher, edm_teacher
+from .checkpoints import Checkpoint, checksum, load_weights, weights_of
 from consistency_edu.data import (
     InputError,
     choose,
@@ -42,6 +42,7 @@ from consistency_edu.data import (
     draw_uniform,
     spread,
 )
+from .edm_weights import EDMTeacher, edm_teacher
 from consistency_edu.files import (
     check_bound,
     check_writable,
@@ -82,12 +83,9 @@ from consistency_edu.long_runs import (
 )
 from .progressive import Pairs, make_pairs
 from consistency_edu.training import (
-    Checkpoint,
     TrainingDiverged,
     TrainState,
     check_weights,
-    checksum,
-    load_weights,
     progress,
     put_on,
     set_precision,
@@ -95,7 +93,6 @@ from consistency_edu.training import (
     train,
     try_out,
     warm_up,
-    weights_of,
 )
 
 # %% ../nbs/18_image_runs.ipynb #ru000008

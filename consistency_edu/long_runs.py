@@ -24,15 +24,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .data import InputError
-from consistency_edu.training import (
+from consistency_edu.checkpoints import (
     Checkpoint,
     DamagedCheckpoint,
-    TrainState,
     load_checkpoint,
-    randomness_of,
     save_checkpoint,
 )
+from .data import InputError
+from .training import TrainState, randomness_of
 
 # %% ../nbs/05b_long_runs.ipynb #long0007
 class Shelf:
@@ -61,7 +60,10 @@ class Shelf:
         return time.perf_counter() - self.last > max(60.0, 250 * self.cost)
 
     def save(self, state: TrainState, **more) -> Path:
-        """Write a checkpoint of `state` (`more` as in pack), drop the oldest; return its path."""
+        """Write a checkpoint of `state`, drop the oldest; return its path.
+
+        `more` is as in checkpoint_files.
+        """
         start = time.perf_counter()
         path = save_checkpoint(self.folder / f"step_{state.step:09d}", state, **more)
         for old in [past for past in self.folders if past <= path][: -self.keep]:

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from consistency_edu.checkpoints import weights_of
 from consistency_edu.cli import main
 from consistency_edu.data import load_digits
 from consistency_edu.image_methods import Recipe, build_model, build_network
 from consistency_edu.image_sets import to_pixels
-from consistency_edu.training import weights_of
 
 TASKS = ("inpaint", "colorize", "superres", "stroke", "denoise", "interpolate")
 

@@ -20,14 +20,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from consistency_edu import image_runs, training
+from consistency_edu import checkpoints, image_runs
+from consistency_edu.checkpoints import DamagedCheckpoint, checksum, load_checkpoint
 from consistency_edu.cli import main
 from consistency_edu.data import InputError
 from consistency_edu.image_methods import override
 from consistency_edu.image_recipes import RECIPES
 from consistency_edu.image_runs import read_metrics, train_recipe
 from consistency_edu.long_runs import Shelf
-from consistency_edu.training import DamagedCheckpoint, TrainingDiverged, checksum, load_checkpoint
+from consistency_edu.training import TrainingDiverged
 
 FORK = multiprocessing.get_context("fork")
 try:
@@ -260,9 +261,9 @@ def test_a_full_disk_costs_no_checkpoint(call, stopped, left, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write_bytes(path, content)
 
-    write_bytes = training.write_bytes
+    write_bytes = checkpoints.write_bytes
     with monkeypatch.context() as patch:
-        patch.setattr(training, "write_bytes", write)
+        patch.setattr(checkpoints, "write_bytes", write)
         expect_room(left)
     train_recipe(SMALL, left, resume=True)  # there is room again
     same(stopped[0], left)

@@ -19,11 +19,11 @@ from conftest import command
 from PIL import Image
 
 from consistency_edu import image_sets
+from consistency_edu.checkpoints import checksum
 from consistency_edu.image_methods import override
 from consistency_edu.image_recipes import RECIPES
 from consistency_edu.image_runs import train_recipe
 from consistency_edu.long_runs import Shelf
-from consistency_edu.training import checksum
 
 SEEN = {"command lines": 0, "fields": 0, "archives": 0, "checkpoints": 0, "runs": 0}
 FOUND = []

@@ -31,6 +31,7 @@ from consistency_edu import (
     progressive,
     training,
 )
+from consistency_edu.checkpoints import checksum, weights_of
 from consistency_edu.cli import main
 from consistency_edu.data import InputError
 from consistency_edu.files import BOUNDS
@@ -49,7 +50,7 @@ from consistency_edu.image_runs import (
     train_recipe,
 )
 from consistency_edu.long_runs import Shelf, Stopped, hold
-from consistency_edu.training import TrainingDiverged, checksum, weights_of
+from consistency_edu.training import TrainingDiverged
 
 TEACHER = override(RECIPES["digits-teacher"], {"steps": "60", "batch": "16"})
 

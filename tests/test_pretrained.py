@@ -12,10 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from consistency_edu import image_runs
+from consistency_edu.checkpoints import checksum
 from consistency_edu.cli import EvaluateConfig, examine, file_of, main
 from consistency_edu.data import InputError, load_digits
 from consistency_edu.image_runs import load_pretrained, load_run, pretrained_names, read_json
-from consistency_edu.training import checksum
 
 NAMES = ("cifar10-cd-mini", "digits-cd")
 PACKAGE = image_runs.PRETRAINED

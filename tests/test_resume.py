@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from consistency_edu.boot import Boot, SignalModel
+from consistency_edu.checkpoints import load_checkpoint, save_checkpoint
 from consistency_edu.consistency import ConsistencyModel
 from consistency_edu.consistency_training import ConsistencyTraining
 from consistency_edu.data import InputError, load_digits, toy, toy_batches
 from consistency_edu.distillation import ConsistencyDistillation
 from consistency_edu.networks import MLP, UNet
 from consistency_edu.pf_ode import EDMDenoiser, edm_objective, karras_sigmas
-from consistency_edu.training import load_checkpoint, save_checkpoint, train
+from consistency_edu.training import train
 
 GRID, STEPS, STOP = karras_sigmas(9, 0.002, 5.0), 12, 5
 

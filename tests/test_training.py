@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from consistency_edu import training
+from consistency_edu.checkpoints import load_checkpoint, save_checkpoint, weights_of
 from consistency_edu.data import InputError
 from consistency_edu.networks import MLP, Stage, UNet
 from consistency_edu.pf_ode import EDMDenoiser, edm_objective
@@ -25,17 +26,14 @@ from consistency_edu.training import (
     fit,
     from_seed,
     linear_decay,
-    load_checkpoint,
     make_optimizer,
     move_towards,
     read_later,
-    save_checkpoint,
     set_precision,
     set_randomness,
     speed_up,
     train,
     try_out,
-    weights_of,
 )
 from consistency_edu.training import randomness_of as dice
 
@@ -260,31 +258,39 @@ class Cliff(Line):
 
 
 @pytest.mark.parametrize("steep", [0.0, 1e30])
-def test_weights_that_went_bad_are_not_kept(steep, tmp_path):
-    objective = Cliff(steep=steep)
-    options = {"steps": 3, "lr": 0.1, "optimizer": torch.optim.SGD}
-    run = train(objective, endless(), rate=lambda k, n: 1.0, **options)
-    for state in run:
-        bad = state.step == 3
-        if not bad:
-            save_checkpoint(tmp_path / "last", state)
-    assert math.isfinite(state.loss) and bad
+def test_fit_returns_no_weights_that_went_bad(steep):
+    options = {"steps": 3, "lr": 0.1, "optimizer": torch.optim.SGD, "rate": lambda k, n: 1.0}
+    *_, last = train(Cliff(steep=steep), endless(), **options)
+    assert math.isfinite(last.loss)
     with pytest.raises(TrainingDiverged, match="after step 3 some weights .* lower the learning"):
-        save_checkpoint(tmp_path / "last", state)
-    kept = load_checkpoint(tmp_path / "last")
-    assert kept.step == 2 and all(w.isfinite().all() for w in kept.objective.values())
-    assert [path.name for path in tmp_path.iterdir()] == ["last"]
-    with pytest.raises(TrainingDiverged, match="after step 3 some weights"):
         fit(Cliff(steep=steep), endless(), ema_decay=0.0, **options)
 
 
-def test_an_optimiser_that_went_bad_is_not_kept(tmp_path):
-    state = next(train(Line(), endless(), steps=3))
-    save_checkpoint(tmp_path / "good", state)
-    state.optimizer.state[state.objective.online.weight]["exp_avg_sq"].fill_(math.inf)
-    with pytest.raises(TrainingDiverged, match="after step 1"):
-        save_checkpoint(tmp_path / "bad", state)
-    assert [path.name for path in tmp_path.iterdir()] == ["good"]
+class Halfway:
+    """What train asks of a checkpoint, for a run of `Line`."""
+
+    def __init__(self, weights, step):
+        self.weights, self.step, self.asked = weights, step, None
+
+    def restore(self, state, steps, rank=0):
+        state.objective.load_state_dict(self.weights)
+        self.asked = steps, rank
+        return self.step
+
+
+def test_a_run_goes_on_from_whatever_restores_it():
+    whole = list(train(Line(), [(torch.ones(8, 2), None)], steps=5, optimizer=torch.optim.SGD))
+    first = next(train(Line(), [(torch.ones(8, 2), None)], steps=5, optimizer=torch.optim.SGD))
+    resume = Halfway(weights_of(first.objective), 1)
+    options = {"steps": 5, "optimizer": torch.optim.SGD, "resume": resume}
+    rest = list(train(Line(seed=9), [(torch.ones(8, 2), None)], **options))
+    assert resume.asked == (5, 0) and [s.step for s in rest] == [2, 3, 4, 5]
+    assert [(s.loss, s.rate) for s in rest] == [(s.loss, s.rate) for s in whole[1:]]
+
+
+def test_a_run_does_not_go_on_from_a_path():
+    with pytest.raises(InputError, match="resume is 'runs/a'.*load_checkpoint"):
+        next(train(Line(), endless(), steps=5, resume="runs/a"))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load, save
 
+from consistency_edu.checkpoints import checksum
 from consistency_edu.data import InputError
 from consistency_edu.evaluation import tell_numbers
 from consistency_edu.image_methods import Recipe, evaluations
@@ -32,7 +33,6 @@ from consistency_edu.image_runs import (
     write_json,
     write_text,
 )
-from consistency_edu.training import checksum
 
 LIMIT = 16_000_000
 ROUNDED = "weights rounded to 16 bits after training"
