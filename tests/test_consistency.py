@@ -363,6 +363,18 @@ def test_the_boundary_condition_keeps_what_a_bare_network_forgets(seed):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_the_boundary_is_exact_in_every_precision(dtype):
-    c_skip, c_out = skip_coefficients(torch.tensor([0.002], dtype=dtype), 0.002, 0.5)
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+        ),
+    ],
+)
+def test_the_boundary_is_exact_in_every_precision(dtype, device):
+    """On a GPU a number is subtracted from halves in single precision, where it is not the half."""
+    sigma = torch.tensor([0.002], dtype=dtype, device=device)
+    c_skip, c_out = skip_coefficients(sigma, 0.002, 0.5)
     assert c_skip.item() == 1 and c_out.item() == 0

@@ -29,6 +29,7 @@ from consistency_edu.features import DigitFeatures
 from consistency_edu.metrics import frechet_distance
 from consistency_edu.networks import MLP
 from consistency_edu.pf_ode import EDMDenoiser, euler_step, heun_step, karras_sigmas, solve_pf_ode
+from consistency_edu.sampling import sample_one_step
 from consistency_edu.score import ExactDenoiser
 
 GRID = karras_sigmas(9, 0.002, 5.0)
@@ -307,19 +308,29 @@ def test_a_short_training_recognises_digits():
 # --- runs -----------------------------------------------------------------------------------------
 
 
-def test_judge_knows_the_exact_answer():
-    judge = benchmarks.toy_judge("moons", 300)
+def test_the_benchmark_knows_the_exact_answer():
+    bench = benchmarks.toy_benchmark("moons", 300)
     exact = ExactConsistency(ExactDenoiser(toy("moons")), sigma_max=5.0)
-    best, bad = judge.measure(exact), judge.measure(students())
-    assert best["paired"] < 1e-6 and best["w2"] < 0.08
-    assert bad["paired"] > 0.1 and bad["w2"] > 0.1
+    best, bad = (
+        bench.evaluate(sample_one_step(model, bench.noise)) for model in (exact, students())
+    )
+    assert best["paired_error"] < 1e-6 and best["sliced_w2"] < 0.08
+    assert bad["paired_error"] > 0.1 and bad["sliced_w2"] > 0.1
+    again = benchmarks.toy_benchmark.__wrapped__("moons", 300)
+    assert all(map(torch.equal, again[1:], bench[1:]))
+    assert (
+        bench.evaluate(bench.fresh)["sliced_w2"] == 0 < bench.evaluate(bench.fresh)["paired_error"]
+    )
+    for bad in (torch.zeros(300, 3), torch.zeros(300, 1), torch.zeros(40, 2)):
+        with pytest.raises(InputError):
+            bench.evaluate(bad)
     assert bounded(float("nan")) == bounded(1e9) == 1000.0 and bounded(2.0) == 2.0
 
 
 def small(monkeypatch):
-    """Make runs small: judges of 200 points, teachers of 12 steps."""
-    judge, teacher = benchmarks.toy_judge.__wrapped__, benchmarks.learned_teacher.__wrapped__
-    monkeypatch.setattr(lab, "toy_judge", lambda dataset: judge(dataset, 200))
+    """Make runs small: benchmarks of 200 points, teachers of 12 steps."""
+    bench, teacher = benchmarks.toy_benchmark, benchmarks.learned_teacher.__wrapped__
+    monkeypatch.setattr(lab, "toy_benchmark", lambda dataset: bench(dataset, 200))
     remembered = {}
 
     def learn(dataset, seed, gain, steps):
@@ -336,7 +347,8 @@ def test_runs_repeat_and_differ_by_seed(monkeypatch):
     first, again, other = (lab.distil_toy({"steps": 32, "batch": 16}, s) for s in (0, 0, 1))
     assert first == again != other
     assert first["step_curve"] == list(range(2, 33, 2))
-    assert first["paired"] == first["paired_curve"][-1] and first["w2"] == first["w2_curve"][-1]
+    assert first["paired_error"] == first["paired_error_curve"][-1]
+    assert first["sliced_w2"] == first["sliced_w2_curve"][-1]
 
 
 def test_a_setting_reaches_the_objective():
@@ -359,10 +371,10 @@ def test_students_start_as_their_teacher(monkeypatch):
     small(monkeypatch)
     setting = ToySetting(teacher="learned", gain=4.0, steps=4, batch=16)
     teacher = lab.toy_teacher(setting, 0)
-    student = lab.started(teacher, 4.0)
+    student = lab.init_student(teacher, 4.0)
     pairs = zip(student.network.parameters(), teacher.network.parameters())
     assert all(torch.equal(a, b) for a, b in pairs)
-    first = next(lab.distilling(setting, 0))
+    first = next(lab.distill_steps(setting, 0))
     assert first.objective.teacher is teacher and first.objective.online.network.gain == 4.0
     pairs = zip(first.objective.online.parameters(), teacher.parameters())
     assert all((a - b).abs().max() < 1e-3 for a, b in pairs)  # one step of a warming-up optimiser
@@ -378,12 +390,12 @@ def test_gain_magnifies_the_input():
 def test_one_step_comparison_tells_teacher_from_student(monkeypatch):
     small(monkeypatch)
     exact = lab.compare_one_step({"steps": 4, "batch": 16}, 0)
-    assert exact["teacher_paired"] < 1e-3 and exact["denoiser_error"] < 1e-6
-    assert abs(exact["w2_teacher"] - exact["w2_exact"]) < 1e-3
-    assert abs(exact["to_teacher"] - exact["paired"]) < 1e-2
+    assert exact["teacher_paired_error"] < 1e-3 and exact["denoiser_error"] < 1e-6
+    assert abs(exact["teacher_sliced_w2"] - exact["exact_sliced_w2"]) < 1e-3
+    assert abs(exact["to_teacher"] - exact["paired_error"]) < 1e-2
     learned = lab.compare_one_step({"teacher": "learned", "steps": 4, "batch": 16}, 0)
-    assert learned["teacher_paired"] > 0.02 and learned["denoiser_error"] > 0.02
-    assert learned["w2_teacher"] > learned["w2_exact"]
+    assert learned["teacher_paired_error"] > 0.02 and learned["denoiser_error"] > 0.02
+    assert learned["teacher_sliced_w2"] > learned["exact_sliced_w2"]
 
 
 def test_the_clock_stops_at_the_goal(monkeypatch):
@@ -395,39 +407,38 @@ def test_the_clock_stops_at_the_goal(monkeypatch):
     assert not never["is_reached"] and never["taken"] == 60 and never["seconds"] > early["seconds"]
     assert early["teacher_seconds"] < 1
     seldom = lab.time_to_quality(setting, 0, goal=0.0, every=40)
-    assert seldom["w2"] == never["w2"] and seldom["taken"] == 60  # the end is looked at, too
+    assert (
+        seldom["sliced_w2"] == never["sliced_w2"] and seldom["taken"] == 60
+    )  # the end is looked at, too
 
 
 def test_the_clock_counts_all_training_and_no_judging(monkeypatch):
     clock = itertools.count()
     monkeypatch.setattr(benchmarks.time, "process_time", lambda: next(clock))
     states = [SimpleNamespace(step=n, ema=SimpleNamespace(model=None)) for n in range(1, 7)]
-    judge = SimpleNamespace(measure=lambda model: {"w2": 1.0})
-    assert (
-        benchmarks.race(iter(states), judge, 6, every=2)["seconds"] == 3
-    )  # a tick for each of 3 looks
+    monkeypatch.setattr(benchmarks, "sample_one_step", lambda model, noise: noise)
+    bench = SimpleNamespace(noise=None, evaluate=lambda cloud: {"sliced_w2": 1.0})
+    found = benchmarks.race(iter(states), bench, 6, every=2)
+    assert found["seconds"] == 3  # a tick for each of 3 looks
 
 
-def test_digits_are_distilled_and_judged(monkeypatch):
-    judge = lab.DigitJudge(
-        torch.randn(100, 64),
-        load_digits()[0].flatten(1)[:100],
-        *map(features.DigitFeatures, (2, 3)),
-    )
-    teacher = lab.digit_teacher.__wrapped__(0, 3)
-    monkeypatch.setattr(lab, "digit_judge", lambda: judge)
-    monkeypatch.setattr(lab, "digit_teacher", lambda seed: teacher)
+def test_digits_are_distilled_and_measured(monkeypatch):
+    same, other = map(features.DigitFeatures, (2, 3))
+    teacher = benchmarks.digits_teacher.__wrapped__(0, steps=3)
+    monkeypatch.setattr(lab, "two_classifiers", lambda: (same, other))
+    monkeypatch.setattr(lab, "digits_teacher", lambda seed: teacher)
     rows = {}
     for distance in ("squared_l2", "features", "unit_features"):
         setting = {"points": 9, "solver": "euler", "distance": distance, "steps": 3}
         rows[distance] = lab.distil_digits(setting, 0)
         assert rows[distance] == lab.distil_digits(setting, 0)
-    assert set(rows["squared_l2"]) == set(lab.JUDGES) and rows["squared_l2"] != rows["features"]
+    assert set(lab.EYES) <= set(rows["squared_l2"]) and rows["squared_l2"] != rows["features"]
     assert rows["features"] != rows["unit_features"]
-    cloud = torch.randn(100, 64)
-    expected = frechet_distance(judge.same.embed(cloud), judge.same.embed(judge.real))
-    assert abs(judge.measure(cloud)["same"] - expected) < 1e-6
-    perfect = judge.measure(judge.real)
+    cloud, real = torch.randn(100, 64), benchmarks.digits_benchmark(shape=(64,)).train
+    expected = frechet_distance(same.embed(cloud), same.embed(real))
+    assert abs(lab.feature_distances(cloud)["same"] - expected) < 1e-6
+    perfect = lab.feature_distances(real)
+    assert set(perfect) == {"same", "other"}
     assert all(abs(value) < 1e-3 for value in perfect.values())
 
 
@@ -459,7 +470,7 @@ def test_bad_decays_are_refused(decay):
 @pytest.mark.slow
 def test_students_of_the_exact_teacher_reach_it():
     row = lab.distil_toy({"points": 18, "gain": 4.0, "steps": 2000}, 0)
-    assert row["paired"] < 0.025
+    assert row["paired_error"] < 0.025
 
 
 def test_networks_trained_on_the_side_leave_the_global_randomness_as_it_was():
@@ -468,7 +479,8 @@ def test_networks_trained_on_the_side_leave_the_global_randomness_as_it_was():
     for make in (
         lambda: features.train_digit_features(0, width=2, steps=2),
         lambda: benchmarks.learned_teacher("moons", 0, 1.0, 2),
-        lambda: lab.digit_teacher(0, 2),
+        lambda: benchmarks.digits_teacher(0, steps=2),
+        lambda: benchmarks.digits_teacher(0, with_labels=True, steps=2),
     ):
         first = make()
         assert torch.equal(before, torch.get_rng_state())
@@ -477,11 +489,9 @@ def test_networks_trained_on_the_side_leave_the_global_randomness_as_it_was():
         assert all(map(torch.equal, first.parameters(), second.parameters()))
 
 
-def test_judges_of_digits_refuse_what_is_no_digit():
-    judge = lab.DigitJudge(
-        torch.randn(30, 64), load_digits()[0].flatten(1)[:30], *map(features.DigitFeatures, (2, 3))
-    )
+def test_features_of_digits_refuse_what_is_no_digit():
+    network = features.DigitFeatures(2)
     for bad in (torch.zeros(6, 3, 32, 32), torch.zeros(6, 1, 8, 16), torch.zeros(2, 128)):
-        for action in (judge.same, judge.same.embed, judge.same.logits, judge.measure):
+        for action in (network, network.embed, network.logits, lab.feature_distances):
             with pytest.raises(InputError, match="8 x 8"):
                 action(bad)

@@ -433,7 +433,7 @@ def test_runs_are_repeatable_and_whole(monkeypatch):
         assert first == again and len(first["band"]) == 5
         assert run(setting, 1, count=40, **more) != first
     first = run_steps({"model": "exact", "levels": "even"}, 0, count=40, steps=(1, 2))
-    assert len(first["w2"]) == len(first["stray"]) == 2
+    assert len(first["sliced_w2"]) == len(first["stray"]) == 2
     walk = run_rounds({"tau": 0.1}, 0, count=40, rounds=2)
     assert len(walk["exact"]) == len(walk["jump"]) == 3
     assert walk["exact"][0][3] < 0.1 < walk["jump"][0][3]  # one starts from the truth

@@ -1,47 +1,48 @@
-"""The judge of digits and the rows of its table."""
+"""The benchmark of digits and the rows of its table."""
 
 import numpy as np
 import pytest
 import torch
 
 from consistency_edu.data import InputError
-from consistency_edu.experiments.digits import DigitsConfig, DigitsJudge, run_digits, title
+from consistency_edu.experiments.benchmarks import DigitsBenchmark
+from consistency_edu.experiments.digits import DigitsConfig, format_row, run_digits, title
 from consistency_edu.image_recipes import DIGITS_RECIPES, RECIPES
 from consistency_edu.image_sets import load_images, to_floats
 
 
 @pytest.fixture(scope="module")
-def judge():
-    return DigitsJudge()
+def bench():
+    return DigitsBenchmark()
 
 
-def test_the_judge_is_fitted_to_training_scans_alone(judge):
+def test_the_benchmark_is_fitted_to_training_scans_alone(bench):
     train, test = (to_floats(load_images("digits", s).images).flatten(1) for s in ("train", "test"))
-    assert torch.equal(judge.mean, train.mean(0)) and len(judge.test) == len(test) == 449
+    assert torch.equal(bench.mean, train.mean(0)) and len(bench.test) == len(test) == 449
     basis = torch.linalg.svd(train - train.mean(0), full_matrices=False).Vh[:20].T
-    assert torch.allclose(judge.basis.abs(), basis.abs(), atol=1e-4)
-    assert judge.project(judge.train).mean(0).abs().max() < 1e-4
-    assert judge.classifier.n_iter_ > 1
+    assert torch.allclose(bench.basis.abs(), basis.abs(), atol=1e-4)
+    assert bench.project(bench.train).mean(0).abs().max() < 1e-4
+    assert bench.classifier.n_iter_ > 1
     assert not (test[:, None] == train[None, :50]).all(2).any()
 
 
-def test_real_digits_set_the_floor(judge):
-    floor = judge.floor()
+def test_real_digits_set_the_floor(bench):
+    floor = bench.floor()
     assert 0.2 < floor["frechet"] < 0.45 and min(floor["precision"], floor["recall"]) > 0.85
     assert 0.9 < floor["confident"] < 0.98 and floor["copies"] == pytest.approx(0.05, abs=0.01)
 
 
-def test_the_judge_sees_copies_and_missing_classes(judge):
-    rows = torch.arange(judge.draws * judge.count)
-    copies = judge.measure(judge.train[rows % len(judge.train)])
-    assert copies["copies"] == 1 and copies["distance"] == 0
-    ones = judge.train[judge.odds(judge.train).argmax(1) == 1]
-    few = judge.measure(ones[rows % len(ones)])
+def test_the_benchmark_sees_copies_and_missing_classes(bench):
+    rows = torch.arange(bench.draws * bench.count)
+    copies = bench.evaluate(bench.train[rows % len(bench.train)])
+    assert copies["copies"] == 1 and copies["nearest"] == 0
+    ones = bench.train[bench.odds(bench.train).argmax(1) == 1]
+    few = bench.evaluate(ones[rows % len(ones)])
     assert few["classes"][1] == 1 and few["recall"] < 0.2 and few["frechet"] > 5
 
 
 def test_all_methods_of_a_seed_share_their_noise():
-    one, again, other = DigitsJudge(1, 0), DigitsJudge(1, 0), DigitsJudge(1, 1)
+    one, again, other = DigitsBenchmark(1, 0), DigitsBenchmark(1, 0), DigitsBenchmark(1, 1)
     assert torch.equal(one.noise, again.noise) and not torch.equal(one.noise, other.noise)
 
 
@@ -58,27 +59,35 @@ def test_bad_tables_are_refused(bad, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_line_shows_the_numbers(judge):
-    row = {"title": "real", **judge.floor(), "seconds": 3.0}
+def test_a_line_shows_the_numbers(bench):
+    row = {"title": "real", **bench.floor(), "seconds": 3.0}
     assert f"{row['frechet']:.3f}" in format_row(row)
 
 
-def test_what_is_no_digit_is_refused(judge):
+def test_flat_digits_are_the_same_digits(bench):
+    flat = DigitsBenchmark(shape=(64,))
+    assert flat.noise.shape == (1796, 64) and torch.equal(flat.noise, bench.noise.flatten(1))
+    x = bench.train[torch.arange(1796) % len(bench.train)]
+    found = flat.evaluate(x.flatten(1), flat.labels)
+    own = (bench.odds(x).argmax(1) == bench.labels).double().mean()
+    assert found.pop("own_class") == float(own) < 0.3 and found == bench.evaluate(x)
+
+
+def test_what_is_no_digit_is_refused(bench):
     for bad in (torch.zeros(449, 3, 32, 32), torch.zeros(449, 1, 8, 16), torch.zeros(449, 1)):
-        for action in (judge.measure, judge.look, judge.project, judge.nearest, judge.odds):
+        for action in (bench.evaluate, bench.look, bench.project, bench.nearest, bench.odds):
             with pytest.raises(InputError, match="8 x 8"):
                 action(bad)
     for count in (0, 60, 450):
         with pytest.raises(InputError, match="449"):
-            judge.measure(torch.zeros(count, 1, 8, 8))
+            bench.evaluate(torch.zeros(count, 1, 8, 8))
     with pytest.raises(InputError, match="not finite"):
-        judge.look(torch.full((4, 1, 8, 8), float("inf")))
+        bench.look(torch.full((4, 1, 8, 8), float("inf")))
 
 
-def test_the_judge_leaves_the_global_randomness_as_it_was():
+def test_the_benchmark_leaves_the_global_randomness_as_it_was():
     torch.manual_seed(7)
     before, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    judge = DigitsJudge()
-    judge.floor()
+    DigitsBenchmark().floor()
     assert torch.equal(before, torch.get_rng_state())
     assert (numpys == np.random.get_state()[1]).all()  # noqa: NPY002

@@ -6,13 +6,19 @@ import pytest
 import torch
 
 from consistency_edu.consistency import ConsistencyModel
-from consistency_edu.data import toy
 from consistency_edu.experiments import toy as recipes
-from consistency_edu.experiments.toy import Judge, ToyConfig, label, run_toy, solution
+from consistency_edu.experiments.benchmarks import toy_benchmark
+from consistency_edu.experiments.toy import (
+    ToyConfig,
+    evaluate_cloud,
+    guided_benchmark,
+    label,
+    run_toy,
+    solution,
+)
 from consistency_edu.guidance import Guided
 from consistency_edu.metrics import paired_error, sliced_w2
 from consistency_edu.sampling import sample_one_step
-from consistency_edu.score import ExactDenoiser
 from consistency_edu.training import Fitted
 
 
@@ -99,28 +105,27 @@ def test_two_steps_restart_at_tau(run, monkeypatch):
     assert levels == [5.0, 0.35]
 
 
-def test_the_judge_holds_clouds_to_its_own_points(generator):
-    mixture = toy("moons")
-    judge = Judge.of(mixture, 200, generator)
-    assert judge.measure(judge.fresh)["sliced_w2"] == 0 < judge.measure(judge.ends)["sliced_w2"]
-    assert (
-        judge.measure(judge.ends)["paired_error"] == 0 < judge.measure(judge.fresh)["paired_error"]
-    )
-    fine = sample_one_step(solution(ExactDenoiser(mixture), steps=48), judge.noise)
-    assert paired_error(judge.ends, fine) < 1e-3
+def test_clouds_are_held_to_the_benchmark():
+    bench = toy_benchmark("moons", 200)
+    fresh, ends = (evaluate_cloud(cloud, bench) for cloud in (bench.fresh, bench.ends))
+    assert fresh["sliced_w2"] == 0 < ends["sliced_w2"]
+    assert ends["paired_error"] == 0 < fresh["paired_error"]
+    assert fresh["energy_distance"] < ends["energy_distance"]
+    assert evaluate_cloud(bench.ends, bench, is_paired=False)["paired_error"] is None
+    fine = sample_one_step(solution(bench.exact, steps=48), bench.noise)
+    assert paired_error(bench.ends, fine) < 1e-3
 
 
-def test_the_guided_judge_asks_the_guided_teacher(generator):
-    mixture = toy("moons")
-    judge = Judge.of(mixture, 200, generator)
-    teacher = Guided(ExactDenoiser(mixture), 2.0)
-    guided = judge.guided(teacher, generator)
-    assert torch.equal(guided.noise, judge.noise)
-    assert torch.bincount(guided.labels).tolist() == [100, 100]
-    exact = sample_one_step(solution(teacher, steps=24), judge.noise, guided.labels)
+def test_the_guided_benchmark_asks_the_guided_teacher(generator):
+    bench = toy_benchmark("moons", 200)
+    teacher = Guided(bench.exact, 2.0)
+    guided, labels = guided_benchmark(bench, teacher, generator)
+    assert torch.equal(guided.noise, bench.noise)
+    assert torch.bincount(labels).tolist() == [100, 100]
+    exact = sample_one_step(solution(teacher, steps=24), bench.noise, labels)
     assert torch.allclose(guided.ends, exact)
     assert (guided.fresh - guided.ends).norm(dim=1).median() > 0.1  # from other noises
-    assert sliced_w2(guided.ends, judge.fresh) > sliced_w2(judge.ends, judge.fresh)
+    assert sliced_w2(guided.ends, bench.fresh) > sliced_w2(bench.ends, bench.fresh)
 
 
 def test_a_perfect_guided_student_has_no_paired_error(run, monkeypatch):

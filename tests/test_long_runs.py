@@ -8,8 +8,10 @@ import warnings
 import pytest
 import torch
 
+from consistency_edu import long_runs
 from consistency_edu.data import InputError, draw_normal, draw_uniform, toy, toy_batches
 from consistency_edu.long_runs import (
+    Group,
     SharedGenerator,
     Shelf,
     Signals,
@@ -141,6 +143,38 @@ def test_who_is_first(monkeypatch):
     assert is_first() and is_first("LOCAL_RANK")
     monkeypatch.setenv("RANK", "2"), monkeypatch.setenv("LOCAL_RANK", "0")
     assert not is_first() and is_first("LOCAL_RANK")
+
+
+class Unfinished:
+    """A message that no other worker ever answers."""
+
+    def __init__(self):
+        self.end = time.monotonic() + 30
+
+    def is_completed(self):
+        assert time.monotonic() < self.end, "this waits for ever"
+        return False
+
+    def wait(self, timeout=None):
+        raise RuntimeError("timed out")
+
+
+def test_a_worker_that_does_not_answer_is_lost():
+    group = Group(0, 2, patience=(0.3, 0.1))
+    for is_prepared, seconds in ((False, 0.3), (True, 0.1)):
+        group.is_prepared, start = is_prepared, time.monotonic()
+        with pytest.raises(Lost, match="has not answered for"):
+            group.wait(Unfinished())
+        assert seconds < time.monotonic() - start < seconds + 5
+
+
+def test_a_signal_ends_the_waiting(monkeypatch):
+    monkeypatch.setattr(long_runs, "GRACE", 0.1)
+    group = Group(0, 2, patience=(60.0, 60.0))
+    group.signals.number, start = signal.SIGTERM, time.monotonic()
+    with pytest.raises(Stopped) as stopped:
+        group.wait(Unfinished())
+    assert stopped.value.number == signal.SIGTERM and 0.1 < time.monotonic() - start < 5
 
 
 def test_a_broken_connection_is_a_lost_worker(monkeypatch):

@@ -9,6 +9,7 @@ from torch import nn
 from consistency_edu.data import InputError, draw_normal
 from consistency_edu.ddim import ddim_step
 from consistency_edu.experiments import progressive as lab
+from consistency_edu.experiments.benchmarks import toy_benchmark
 from consistency_edu.experiments.progressive import velocity_objective
 from consistency_edu.networks import MLP
 from consistency_edu.pf_ode import Counted, EDMDenoiser, euler_step, heun_step, karras_sigmas
@@ -429,41 +430,34 @@ def test_the_velocity_objective_is_even_in_the_angle(generator):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """The bench with a teacher of twenty training steps, and a hundred noises."""
-    learn = lab.teacher_of_form
-    monkeypatch.setattr(lab, "teacher_of_form", lambda *a, steps=0: learn(*a, steps=20))
-    monkeypatch.setattr(lab, "POINTS", 100)
-    monkeypatch.setattr(lab, "BATCH", 64)
+    """Teachers of twenty training steps, and a hundred noises."""
+    short = {
+        form: lambda *a, learn=learn, steps=0: learn(*a, steps=20)
+        for form, learn in lab.TEACHERS.items()
+    }
+    monkeypatch.setattr(lab, "TEACHERS", short)
+    monkeypatch.setattr(lab, "toy_benchmark", lambda dataset: toy_benchmark(dataset, 100))
 
 
 @pytest.mark.parametrize("form, sigma_data, low", [("edm", 0.5, 0.002), ("vp", 1.0, 0.0)])
-def test_the_bench_has_two_forms(form, sigma_data, low, quick):
-    bench = lab.ProgressiveBenchmark(form=form)
+def test_students_have_two_forms(form, sigma_data, low, quick):
+    setup = lab.ProgressiveSetup(form=form)
     grid = lab.GRIDS[form](8)
     assert len(grid) == 9 and (grid[0], grid[-1]) == (low, 5.0)
-    student = bench.init_student()
-    assert bench.teacher.sigma_data == student.sigma_data == sigma_data
-    assert student is not bench.teacher and all(p.requires_grad for p in student.parameters())
-    assert not any(p.requires_grad for p in bench.teacher.parameters())
-    assert all(map(torch.equal, student.parameters(), bench.teacher.parameters()))
-    source = Counted(bench.teacher)
+    student = setup.init_student()
+    assert setup.teacher.sigma_data == student.sigma_data == sigma_data
+    assert student is not setup.teacher and all(p.requires_grad for p in student.parameters())
+    assert not any(p.requires_grad for p in setup.teacher.parameters())
+    assert all(map(torch.equal, student.parameters(), setup.teacher.parameters()))
+    source = Counted(setup.teacher)
     for pairs, asked in ((600, 2), (0, 3)):  # two batches of pairs; one for each of three steps
         source.evaluations = 0
-        direct = lab.direct_student(bench, source, pairs, 3)
+        direct = lab.direct_student(setup, source, pairs, 3)
         assert direct.steps == 1 and source.evaluations == asked * (34 if form == "edm" else 33)
-    walk = FewStepStudent(bench.exact, lab.GRIDS[form](64))
-    numbers = bench.evaluate(walk, bench.exact)
-    assert numbers["paired"] == numbers["paired_exact"] < 0.05
-    assert bench.evaluate(walk, bench.teacher)["paired"] > 0.1
-
-
-def test_many_samples_are_held_to_as_many_points(quick):
-    bench = lab.ProgressiveBenchmark()
-    good = bench.evaluate_many(FewStepStudent(bench.exact, lab.GRIDS["edm"](32)), 3000)
-    bad = bench.evaluate_many(FewStepStudent(Constant(0.2), [0.002, 5.0]), 3000)
-    for numbers in (good, bad):
-        assert 0 < numbers["floor_many"] < 0.05
-    assert good["w2_many"] < 0.08 and bad["w2_many"] > 0.3
+    walk = FewStepStudent(setup.bench.exact, lab.GRIDS[form](64))
+    numbers = setup.evaluate(walk, setup.bench.exact)
+    assert numbers["paired_error"] == numbers["to_teacher"] < 0.05
+    assert setup.evaluate(walk, setup.teacher)["to_teacher"] > 0.1
 
 
 @pytest.mark.parametrize("name", lab.PROGRESSIVE_SWEEPS)
@@ -473,7 +467,6 @@ def test_every_sweep_can_do_a_short_run(name, quick):
     for setting in (sweep.settings[0], sweep.settings[-1]):
         short = {**setting, "steps": 12}
         short |= {"pairs": 600} if setting.get("pairs") else {}
-        short |= {"samples": 300} if "samples" in setting else {}
         numbers = sweep.work(short, 0)
         assert all(math.isfinite(v) for v in numbers.values())
 
@@ -493,5 +486,5 @@ def test_a_teacher_leaves_the_global_randomness_as_it_was_the_first_time_too():
     torch.manual_seed(123)
     before = torch.get_rng_state()
     for form in ("edm", "vp", "edm"):
-        lab.teacher_of_form("moons", form, 0, 3)
+        lab.TEACHERS[form]("moons", 0, steps=3)
         assert torch.equal(before, torch.get_rng_state())

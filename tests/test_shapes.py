@@ -293,7 +293,7 @@ def test_an_objective_that_hides_labels_needs_some():
 # ------------------------------------------------------------------ values, at construction
 
 NUMBERS = {
-    f"{name} {value}": (kind, name, value)
+    f"{kind.__name__} {name} {value}": (kind, name, value)
     for kind, name in [
         (EDMDenoiser, "sigma_data"),
         (ConsistencyModel, "sigma_data"),

@@ -2,8 +2,10 @@
 
 import json
 
+import pytest
 import torch
 
+from consistency_edu.data import InputError
 from consistency_edu.experiments.sweeps import Sweep, load_sweep, run_sweep, summary
 
 
@@ -48,3 +50,21 @@ def test_each_run_starts_from_its_own_seed(tmp_path):
     )
     assert [row["number"] for row in first] == [row["number"] for row in again[::-1]]
     assert len({row["number"] for row in first + other}) == 3
+
+
+def test_a_table_of_a_former_benchmark_is_not_gone_on_with(tmp_path):
+    path = run_sweep(TRIAL, tmp_path)
+    content = json.loads(path.read_text())
+    content["rows"][0]["w2"] = 0.1
+    path.write_text(json.dumps(content))
+    before = path.read_bytes()
+    for action in (lambda: run_sweep(TRIAL, tmp_path), lambda: load_sweep("trial", tmp_path)):
+        with pytest.raises(InputError, match="sweep trial"):
+            action()
+    assert path.read_bytes() == before
+
+
+def test_a_number_does_not_replace_a_setting(tmp_path):
+    sweep = Sweep("trial", "sums", lambda setting, seed: {"a": 1.0}, [{"a": 3}])
+    with pytest.raises(InputError, match="a: a setting"):
+        run_sweep(sweep, tmp_path)

@@ -212,7 +212,6 @@ def two_classifiers() -> tuple[nn.Module, nn.Module]:
     return train_digit_features(0), train_digit_features(1, width=24)
 
 
-@torch.no_grad()
 def feature_distances(cloud: Tensor) -> dict[str, float]:
     """Return the Fréchet distances of digits `cloud` `[B, 64]` to training digits in two spaces.
 
@@ -220,7 +219,7 @@ def feature_distances(cloud: Tensor) -> dict[str, float]:
     another seed with another width.
     """
     real = digits_benchmark(shape=(64,)).train
-    pairs = [(net.embed(cloud), net.embed(real)) for net in two_classifiers()]
+    pairs = [(net.embed(cloud.detach()), net.embed(real)) for net in two_classifiers()]
     return {name: frechet_distance(*pair) for name, pair in zip(EYES, pairs)}
 
 # %% ../../nbs/lab/11_distillation.ipynb #516f919fc
