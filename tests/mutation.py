@@ -16,11 +16,13 @@ The last line says how many were caught; the exit status is 0 only if all were.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -72,15 +74,16 @@ def pytest(folder, tests, note=None):
     child = FORK.Process(target=work, args=(folder, tests, note))
     child.start()
     child.join(LIMIT)
-    if child.is_alive():
-        child.kill()
-        child.join()
-        return 1  # a loop that never ends does not pass either
-    return child.exitcode
+    is_endless = child.is_alive()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)  # with what its tests have started and left
+    child.join()
+    return 1 if is_endless else child.exitcode  # a loop that never ends does not pass either
 
 
 def work(folder, tests, note):
     """What a fork does: pytest, silently, on the `tests` of the copy in `folder`."""
+    os.setsid()
     os.chdir(folder)
     os.environ["PYTHONPATH"] = str(folder)
     sys.path[:] = [str(folder), *(path for path in sys.path if path != str(ROOT))]
