@@ -6,7 +6,7 @@ loaded when it is first asked for, from the module that the chapter of its idea 
 
 import importlib
 
-__version__ = "0.0.1"
+__version__ = "0.1.0"
 
 _HOMES = {
     "data": "draw_points load_digits tensor_batches toy toy_batches",

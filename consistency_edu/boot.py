@@ -21,9 +21,9 @@ from .data import draw_normal, draw_uniform, of_shape, per_sample
 from .ddpm import VPSchedule
 from .distances import squared_l2
 from .distillation import TargetNetwork, check_ends, check_grid, draw_interval
+from .dropout import same_dropout
 from .files import InputError
 from .guidance import with_weight
-from .networks import same_dropout
 from .pf_ode import check_decreasing, check_range, check_sigma_data
 from .sampling import OneStepStudent
 from .score import call_denoiser

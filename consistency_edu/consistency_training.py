@@ -16,8 +16,8 @@ from .consistency import per_sample_loss
 from .data import draw_normal, per_sample
 from .distances import inverse_gap, pseudo_huber
 from .distillation import TargetNetwork, draw_interval
+from .dropout import same_dropout
 from .files import InputError
-from .networks import same_dropout
 from .pf_ode import karras_sigmas
 
 # %% ../nbs/12_consistency_training.ipynb #07fdabba

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from .consistency import per_sample_loss
 from .data import draw_normal, draw_uniform, per_sample
 from .distances import inverse_gap, pseudo_huber
+from .dropout import same_dropout
 from .files import InputError
-from .networks import same_dropout
 from .pf_ode import heun_step
 from .training import move_towards
 

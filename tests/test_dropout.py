@@ -14,6 +14,7 @@ from consistency_edu.consistency import ConsistencyModel
 from consistency_edu.consistency_training import ConsistencyTraining
 from consistency_edu.data import draw_normal, toy
 from consistency_edu.distances import squared_l2
+from consistency_edu.dropout import Dropout, same_dropout
 from consistency_edu.experiments import consistency as lab09
 from consistency_edu.experiments import consistency_training as lab12
 from consistency_edu.experiments import distillation as lab11
@@ -21,7 +22,7 @@ from consistency_edu.experiments.consistency import PathConsistency
 from consistency_edu.experiments.consistency_training import AveragedTraining, FreshNoiseTraining
 from consistency_edu.experiments.distillation import FLOWS
 from consistency_edu.image_methods import METHODS, Recipe, build_network, build_objective
-from consistency_edu.networks import Dropout, UNet, same_dropout
+from consistency_edu.networks import UNet
 from consistency_edu.pf_ode import EDMDenoiser, karras_sigmas
 from consistency_edu.score import ExactDenoiser
 from consistency_edu.training import speed_up

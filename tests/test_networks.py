@@ -7,15 +7,15 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from consistency_edu import networks
+from consistency_edu import dropout
 from consistency_edu.data import InputError
+from consistency_edu.dropout import Dropout, same_dropout
 from consistency_edu.networks import (
     KEEP,
     MLP,
     UNETS,
     Context,
     Conv,
-    Dropout,
     GroupNorm,
     LabelEmbedding,
     NoiseEmbedding,
@@ -26,7 +26,6 @@ from consistency_edu.networks import (
     double,
     halve,
     named_unet,
-    same_dropout,
 )
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -327,4 +326,4 @@ def test_the_small_parts():
     told = mlp(x, torch.zeros(3), torch.zeros(3, dtype=torch.int64))
     assert not torch.allclose(told, mlp(x, torch.zeros(3)))
     assert not torch.allclose(told, mlp(x, torch.ones(3), torch.zeros(3, dtype=torch.int64)))
-    assert networks.scramble(torch.arange(4, dtype=torch.int32)).unique().numel() == 4
+    assert dropout.scramble(torch.arange(4, dtype=torch.int32)).unique().numel() == 4

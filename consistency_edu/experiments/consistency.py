@@ -21,10 +21,11 @@ from consistency_edu.consistency import (
 )
 from ..data import draw_normal, draw_points, draw_uniform, tensor_batches, toy
 from ..distances import inverse_gap, pseudo_huber, squared_l2
+from ..dropout import same_dropout
 from .sweeps import Sweep
 from ..files import InputError
 from ..metrics import paired_error
-from ..networks import MLP, same_dropout
+from ..networks import MLP
 from ..pf_ode import karras_sigmas, solve_pf_ode
 from ..score import ExactDenoiser
 from ..training import TrainingDiverged, constant_rate, fit, train

@@ -20,6 +20,7 @@ from ..consistency_training import ConsistencyTraining
 from ..data import draw_normal, per_sample, toy, toy_batches
 from ..distances import DISTANCES, WEIGHTS, squared_l2
 from ..distillation import ConsistencyDistillation
+from ..dropout import same_dropout
 from consistency_edu.experiments.benchmarks import (
     TOY_SIGMAS,
     Magnified,
@@ -29,7 +30,7 @@ from consistency_edu.experiments.benchmarks import (
 )
 from .sweeps import Sweep
 from ..files import InputError
-from ..networks import MLP, same_dropout
+from ..networks import MLP
 from ..pf_ode import euler_step, karras_sigmas
 from ..sampling import sample_one_step
 from ..score import ExactDenoiser

@@ -27,6 +27,7 @@ from consistency_edu.data import (
 )
 from ..distances import DISTANCES, WEIGHTS, FeatureDistance
 from ..distillation import ConsistencyDistillation
+from ..dropout import same_dropout
 from consistency_edu.experiments.benchmarks import (
     DIGIT_SIGMAS,
     TOY_SIGMAS,
@@ -40,7 +41,7 @@ from consistency_edu.experiments.benchmarks import (
 from .sweeps import Sweep
 from ..features import train_digit_features
 from ..metrics import frechet_distance, paired_error, sliced_w2
-from ..networks import MLP, same_dropout
+from ..networks import MLP
 from ..pf_ode import SOLVERS, EDMDenoiser, karras_sigmas
 from ..sampling import sample_one_step
 from ..score import ExactDenoiser
