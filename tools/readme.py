@@ -16,8 +16,12 @@ HEAD = "<!-- Written by tools/readme.py from nbs/index.ipynb: edit the notebook.
 
 
 def from_the_root(markdown: str) -> str:
-    """Turn the links of a notebook in nbs/ into links that hold in the project's root."""
+    """Turn the links of a notebook in nbs/ into links that hold in the project's root.
+
+    Files of the package that the text names become links, too; the site does not show them.
+    """
     markdown = re.sub(r"\]\(\.\./", "](", markdown)  # ../images/x.png -> images/x.png
+    markdown = re.sub(r"`(consistency_edu/\w+\.py)`", r"[`\1`](\1)", markdown)
     return re.sub(r"\]\((?!https?:|#|images/)([^)]+\.ipynb)", r"](nbs/\1", markdown)
 
 
