@@ -38,12 +38,12 @@ lab: $(DEV_STAMP)  ## open the course in JupyterLab
 
 test: $(DEV_STAMP) check docs  ## everything CI checks: export, notebooks, site, tests (long)
 	$(QUIET) $(BIN)/nbdev_test --n_workers 2 --do_print --timing
-	$(QUIET) $(BIN)/python -m pytest -q tests -m slow
+	$(QUIET) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests -m slow
 
-check: $(DEV_STAMP)  ## the part of the tests that takes about 8 minutes
+check: $(DEV_STAMP)  ## the quick part of the tests, on 2 processes
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
-	$(QUIET) $(BIN)/python -m pytest -q tests -m "not slow"
+	$(QUIET) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests -m "not slow"
 
 lowest:  ## make check with the lowest versions admitted: make lowest PYTHON=python3.10
 	PIP_CONSTRAINT=$(CURDIR)/tools/lowest.txt $(MAKE) check VENV=build/lowest

@@ -464,6 +464,7 @@ def test_a_run_is_judged_by_its_average_weights(bench):
     assert by_average != by_online
     assert {name: curve[-1][name] for name in by_average} == by_average
     assert curve[-1]["cd_residual"] == ct.residuals(state.ema.model, bench)["cd_residual"]
+    assert curve[-1]["exact_sliced_w2"] == bench.evaluate(bench.ends)["sliced_w2"] > 0
     pairs = zip(net.parameters(), state.ema.model.parameters())
     assert all(torch.equal(a, b) for a, b in pairs)
 
