@@ -526,6 +526,7 @@ def test_sweeps_can_be_run(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_training_from_scratch_reaches_the_exact_answer(seed):
-    found = ct.run_curves({}, seed, every=4000)
+    """The targets of the lab, in as many steps as its table of five sets gives each of them."""
+    found = ct.run_curves({"steps": 6000}, seed, every=6000)
     assert found["paired_error"] <= 0.09
     assert found["sliced_w2"] <= found["exact_sliced_w2"] + 0.03
