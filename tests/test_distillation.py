@@ -317,7 +317,7 @@ def test_the_benchmark_knows_the_exact_answer():
     assert best["paired_error"] < 1e-6 and best["sliced_w2"] < 0.08
     assert bad["paired_error"] > 0.1 and bad["sliced_w2"] > 0.1
     again = benchmarks.toy_benchmark.__wrapped__("moons", 300)
-    assert all(map(torch.equal, again[1:], bench[1:]))
+    assert all(map(torch.equal, again[1:4], bench[1:4]))
     assert (
         bench.evaluate(bench.fresh)["sliced_w2"] == 0 < bench.evaluate(bench.fresh)["paired_error"]
     )
@@ -432,7 +432,7 @@ def test_digits_are_distilled_and_measured(monkeypatch):
         setting = {"points": 9, "solver": "euler", "distance": distance, "steps": 3}
         rows[distance] = lab.distil_digits(setting, 0)
         assert rows[distance] == lab.distil_digits(setting, 0)
-    assert set(lab.EYES) <= set(rows["squared_l2"]) and rows["squared_l2"] != rows["features"]
+    assert set(lab.SPACES) <= set(rows["squared_l2"]) and rows["squared_l2"] != rows["features"]
     assert rows["features"] != rows["unit_features"]
     cloud, real = torch.randn(100, 64), benchmarks.digits_benchmark(shape=(64,)).train
     expected = frechet_distance(same.embed(cloud), same.embed(real))

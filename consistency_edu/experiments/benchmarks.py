@@ -9,7 +9,7 @@ __all__ = ['TOY_SIGMAS', 'digits_benchmark', 'DIGIT_SIGMAS', 'ToyBenchmark', 'bo
 # %% ../../nbs/lab/00_benchmarks.ipynb #benc0002
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -32,7 +32,7 @@ from ..files import InputError
 from ..guidance import LabelDropout
 from ..image_sets import load_images, to_floats
 from consistency_edu.metrics import (
-    _check_finite,
+    check_finite,
     frechet_distance,
     paired_error,
     precision_recall,
@@ -58,11 +58,18 @@ class ToyBenchmark(NamedTuple):
     noise: Tensor
     fresh: Tensor
     ends: Tensor
+    sigmas: tuple[float, float] = TOY_SIGMAS
 
     @property
     def exact(self) -> ExactDenoiser:
         """The exact teacher."""
         return ExactDenoiser(self.mixture)
+
+    def solve(self, denoiser: Callable, steps: int = 64) -> Tensor:
+        """Return where the ODE of `denoiser` takes the noise `[B, D]`, in so many steps."""
+        low, high = self.sigmas
+        f = ExactConsistency(denoiser, sigma_min=low, sigma_max=high, steps=steps)
+        return sample_one_step(f, self.noise)
 
     def evaluate(self, cloud: Tensor) -> dict[str, float]:
         """Return the sliced W2 and the paired error of `cloud` `[B, D]`, 1000 at most.
@@ -92,10 +99,9 @@ def toy_benchmark(
     generator = torch.Generator().manual_seed(2023)
     mixture = toy(dataset)
     noise = draw_normal(torch.empty(count, mixture.dim), generator)
-    low, high = sigmas
-    exact = ExactConsistency(ExactDenoiser(mixture), sigma_min=low, sigma_max=high)
     fresh, _ = draw_points(mixture, count, generator=generator)
-    return ToyBenchmark(mixture, noise, fresh, sample_one_step(exact, noise))
+    bench = ToyBenchmark(mixture, noise, fresh, noise, sigmas)
+    return bench._replace(ends=bench.solve(bench.exact))
 
 # %% ../../nbs/lab/00_benchmarks.ipynb #9f427ed6
 class Magnified(nn.Module):
@@ -178,7 +184,7 @@ class DigitsBenchmark:
 
     def odds(self, x: Tensor) -> Tensor:
         """Return the classifier's probabilities `[B, 10]` for digits `x`."""
-        _check_finite(x)
+        check_finite(x)
         return torch.from_numpy(self.classifier.predict_proba(as_digits(x).flatten(1).numpy()))
 
     def evaluate(self, x: Tensor, labels: Tensor | None = None) -> dict:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ..consistency import ConsistencyModel, ExactConsistency
+from ..consistency import ConsistencyModel
 from ..data import draw_normal, draw_points, draw_uniform, toy, toy_batches
 from ..distances import DISTANCES
 from ..distillation import ConsistencyDistillation
@@ -89,15 +89,10 @@ class ProgressiveSetup:
         """Return a trainable copy of the teacher."""
         return copy.deepcopy(self.teacher).requires_grad_(True)
 
-    def ends(self, teacher: Callable) -> Tensor:
-        """Return where `teacher`'s ODE, solved finely, takes the noises."""
-        solver = ExactConsistency(teacher, sigma_min=TOY_SIGMAS[0], sigma_max=TOY_SIGMAS[1])
-        return sample_one_step(solver, self.bench.noise)
-
     def evaluate(self, student: FewStepStudent, teacher: Callable) -> dict:
         """Return the benchmark's numbers, and the paired error to `teacher`'s own ODE."""
         cloud = sample_one_step(student, self.bench.noise)
-        to_teacher = paired_error(cloud, self.ends(teacher))
+        to_teacher = paired_error(cloud, self.bench.solve(teacher))
         return {**self.bench.evaluate(cloud), "to_teacher": to_teacher}
 
     def fit(self, objective: nn.Module, steps: int, lr: float = 3e-3) -> Fitted:
@@ -210,7 +205,7 @@ def run_versus(setting: dict, seed: int) -> dict:
     same levels on the way down.
     """
     setup = ProgressiveSetup(setting["dataset"], seed=seed)
-    ends, distance = setup.ends(setup.teacher), DISTANCES[setting["distance"]]
+    ends, distance = setup.bench.solve(setup.teacher), DISTANCES[setting["distance"]]
     runs, numbers = COMPARED_METHODS[setting["method"]](setup, distance, setting["steps"]), {}
     for count, cloud, evaluations in runs:
         numbers[f"sliced_w2_{count}"] = sliced_w2(cloud, setup.bench.fresh)
@@ -222,7 +217,7 @@ def run_versus(setting: dict, seed: int) -> dict:
 def run_floor(setting: dict, seed: int) -> dict:
     """Measure on `dataset` what no student need beat: the teacher's own walks, and fresh draws."""
     setup = ProgressiveSetup(setting["dataset"], seed=seed)
-    bench, ends = setup.bench, setup.ends(setup.teacher)
+    bench, ends = setup.bench, setup.bench.solve(setup.teacher)
     other, _ = draw_points(bench.mixture, len(bench.fresh), generator=setup.generator)
     clouds = {"fresh": other, "ode": ends}
     for count in (64, 256):
