@@ -41,6 +41,6 @@ setup(
         "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
     },
     include_package_data=True,
-    package_data={cfg["lib_path"]: ["py.typed", "pretrained/*/*"]},
+    package_data={cfg["lib_path"]: ["py.typed", "pretrained/*/*", "images/*.json"]},
     zip_safe=False,
 )

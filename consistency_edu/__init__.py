@@ -23,7 +23,7 @@ _HOMES = {
     "progressive": "DirectDistillation ProgressiveDistillation",
     "boot": "Boot BootStudent SignalModel",
     "editing": "edit",
-    "image_runs": "load_pretrained load_run",
+    "images.runs": "load_pretrained load_run",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = ["__version__", *sorted(_HOME_OF)]

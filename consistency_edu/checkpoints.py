@@ -24,7 +24,13 @@ from torch import Tensor, nn
 
 from .data import InputError
 from .files import reason_of, sync
-from .training import TrainState, check_weights, randomness_of, set_randomness
+from consistency_edu.training import (
+    TrainState,
+    check_weights,
+    randomness_of,
+    set_randomness,
+    trained_weights,
+)
 
 # %% ../nbs/05a_checkpoints.ipynb #3a82bbac
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
@@ -51,8 +57,8 @@ def checkpoint_files(
     `randomness`: what randomness_of returned in each process, if there are several; `extra`: what
     the caller wants to find again, fit for JSON.  Raises TrainingDiverged, as check_weights does.
     """
-    for module in (state.objective.online, state.ema.model):
-        check_weights(module.parameters(), state.step)
+    for weights in (trained_weights(state.objective), state.ema.model.parameters()):
+        check_weights(weights, state.step)
     for part, module in (("objective", state.objective), ("ema", state.ema.model)):
         weights = weights_of(module)
         check_weights(weights.values(), state.step, math.inf)
@@ -61,11 +67,13 @@ def checkpoint_files(
     check_weights((v for v in averages if isinstance(v, Tensor)), state.step, math.inf)
     batches = state.batches.state_dict() if hasattr(state.batches, "state_dict") else None
     rest = {"optimizer": state.optimizer.state_dict(), "batches": batches}
+    rest["scaler"] = state.scaler.state_dict()
     buffer = io.BytesIO()
     torch.save({**rest, "randomness": randomness or [randomness_of(state.generator)]}, buffer)
     yield "rest.pt", buffer.getvalue()
     info = {
         "step": state.step,
+        "skipped": state.skipped,
         "ema_updates": state.ema.updates,
         "objective": type(state.objective).__name__,
         "optimizer": type(state.optimizer).__name__,
@@ -142,6 +150,8 @@ class Checkpoint:
             load_weights(state.ema.model, self.ema)
             state.ema.updates = self.info["ema_updates"]
             state.optimizer.load_state_dict(self.rest["optimizer"])
+            state.skipped = self.info.get("skipped", 0)  # older ones have neither this nor a scale
+            state.scaler.load_state_dict(self.rest.get("scaler", {}))
             if self.rest["batches"] is not None:
                 state.batches.load_state_dict(self.rest["batches"])
             restore_randomness(self.rest["randomness"], state.generator, rank)

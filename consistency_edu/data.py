@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOYS', 'squared_distances', 'mixture_log_density', 'Components', 'GaussianMixture', 'check_floating', 'draw_normal',
-           'draw_uniform', 'choose_device', 'widest', 'of_shape', 'per_sample', 'draw_points', 'choose', 'toy',
-           'spread', 'toy_batches', 'load_digits', 'tensor_batches']
+           'draw_uniform', 'choose_device', 'widest', 'of_shape', 'per_sample', 'draw_points', 'check_choice', 'toy',
+           'data_std', 'toy_batches', 'load_digits', 'tensor_batches']
 
 # %% ../nbs/01_data.ipynb #4d9ae635
 import difflib
@@ -235,7 +235,7 @@ TOYS: dict[str, Callable[[], GaussianMixture]] = {
 }
 
 
-def choose(kind: str, name: str, options) -> str:
+def check_choice(kind: str, name: str, options) -> str:
     """Return `name` if it is one of `options`, else say in one sentence which `kind`s there are."""
     if name in options:
         return name
@@ -249,10 +249,10 @@ def toy(name: str) -> GaussianMixture:
 
     Raises InputError, with the nearest known name, for an unknown one.
     """
-    return TOYS[choose("toy data set", name, TOYS)]().standardised(0.5)
+    return TOYS[check_choice("toy data set", name, TOYS)]().standardised(0.5)
 
 # %% ../nbs/01_data.ipynb #f1427815
-def spread(x: Tensor) -> float:
+def data_std(x: Tensor) -> float:
     """Return the root of the mean variance of the coordinates of `x` `[N, ...]`, N at least 2.
 
     This is `sigma_data` of the data, in their own unit.
@@ -279,7 +279,7 @@ def toy_batches(
 # %% ../nbs/01_data.ipynb #44872219
 def load_digits(split: str = "train") -> tuple[Tensor, Tensor]:
     """Return the digits of `split` (train or test), `[N, 1, 8, 8]` in [-1, 1], and labels `[N]`."""
-    choose("split", split, ("train", "test"))
+    check_choice("split", split, ("train", "test"))
     digits = sklearn.datasets.load_digits()
     images = torch.from_numpy(digits.images).float()[:, None] / 8 - 1
     is_test = torch.arange(len(images)) % 4 == 3

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import choose, choose_device, load_digits, tensor_batches
+from .data import check_choice, choose_device, load_digits, tensor_batches
 from .files import InputError
 from .image_sets import to_pixels
 from .training import from_seed
@@ -322,7 +322,7 @@ def load_features(
     """
     device = choose_device(device)
     if str(name) not in FEATURES and not Path(name).is_file():
-        choose("feature network", str(name), (*FEATURES, "the path of a TorchScript file"))
+        check_choice("feature network", str(name), (*FEATURES, "the path of a TorchScript file"))
     with torch.random.fork_rng(devices=[]):  # new networks draw weights before they load theirs
         is_known = str(name) in FEATURES
         network = FEATURES[str(name)]() if is_known else features_of_file(name, trust=trust)

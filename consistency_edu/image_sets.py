@@ -32,7 +32,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .data import choose, choose_device, load_digits
+from .data import check_choice, choose_device, load_digits
 from .files import InputError, check_bound, read_file, reason_of, whole_files
 
 # %% ../nbs/01b_image_sets.ipynb #img00001
@@ -73,6 +73,11 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of an image."""
+        return tuple(self.images.shape[1:])
 
     def to(self, device: str | torch.device) -> "ImageSet":
         """Return the set with its images and labels on `device`."""
@@ -368,7 +373,7 @@ def _select(
     if not names:
         raise InputError(f"'{where}' holds no images ({', '.join(SUFFIXES)}): name another place.")
     found = _places(names, where) if told is None else _told_places(names, told, where)
-    choose(f"split in '{where}' called", split, sorted({s for s, _ in found}))
+    check_choice(f"split in '{where}' called", split, sorted({s for s, _ in found}))
     count = max(told.values()) + 1 if told else 0
     kinds = {kind for _, kind in found} | {str(k) for k in range(count)}
     classes = tuple(sorted(kinds, key=_natural))
@@ -475,7 +480,7 @@ def _from_arrays(arrays: Mapping[str, np.ndarray], split: str, where: str) -> Im
     if not prefixes:
         raise InputError(f"'{where}' has no array called train_images or images: rename one.")
     splits = {prefix.rstrip("_") or "train": prefix for prefix in prefixes}
-    prefix = splits[choose(f"split in '{where}' called", split, sorted(splits))]
+    prefix = splits[check_choice(f"split in '{where}' called", split, sorted(splits))]
     images = _as_images(arrays[f"{prefix}images"], where)
     if f"{prefix}labels" not in arrays:
         return ImageSet(images, name=where)
@@ -578,7 +583,7 @@ def _cifar10(folder: Path, split: str) -> ImageSet:
     """Read CIFAR-10 from `folder`, as torchvision downloads it; its checksums are checked."""
     from torchvision.datasets import CIFAR10
 
-    choose("split", split, ("train", "test"))
+    check_choice("split", split, ("train", "test"))
     try:
         data = CIFAR10(str(folder), train=split == "train", download=True)
     except (RuntimeError, OSError) as error:
@@ -631,7 +636,7 @@ def _read_set(source: str | Path, split: str, cache: Path | None, decoding: dict
         return _cifar10(cache or DOWNLOADS, split)
     if not Path(source).exists() and str(source) == Path(source).stem:
         kinds = (*IMAGE_SETS, "the path of a folder, a tar, a zip, an .npz file")
-        choose("image set", str(source), kinds)
+        check_choice("image set", str(source), kinds)
     return _read_path(Path(source), split, cache, decoding)
 
 # %% ../nbs/01b_image_sets.ipynb #img00032

@@ -285,7 +285,7 @@ class EDMDenoiser(nn.Module):
 def check_sigma_data(sigma_data: float) -> None:
     """Raise InputError unless `sigma_data`, the spread of the data, is above 0 and finite."""
     if not 0 < sigma_data < math.inf:
-        raise InputError(f"sigma_data is {sigma_data}: give the spread of your data, spread(x).")
+        raise InputError(f"sigma_data is {sigma_data}: give the spread of your data, data_std(x).")
 
 # %% ../nbs/08_pf_ode.ipynb #1a11f5eb
 def edm_objective(

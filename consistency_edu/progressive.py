@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FewStepStudent', 'check_levels', 'Pairs', 'make_pairs', 'DirectDistillation', 'jump_goal', 'cosine_sigmas',
            'truncated_snr', 'draw_double_step', 'check_halving', 'ProgressiveDistillation', 'Round',
-           'progressive_rounds', 'sample_progressive']
+           'progressive_rounds', 'sample_progressive', 'Halving']
 
 # %% ../nbs/13_direct_and_progressive.ipynb #0ba17fe3
 import copy
@@ -313,3 +313,93 @@ def sample_progressive(
     down = student.sigmas.flip(0)
     options = {"step": euler_step, "labels": labels, "return_path": return_path}
     return solve_pf_ode(student.denoiser, noise, down, **options)
+
+# %% ../nbs/13_direct_and_progressive.ipynb #ir000015
+class Halving(nn.Module):
+    """All rounds of progressive distillation as one objective of `total_steps` steps.
+
+    `online` and `teacher` are denoisers of one architecture, `sigmas` `[2^k + 1]` the first
+    teacher's grid.  `solver` is the teacher's step in the first round; later rounds use Euler's,
+    which is what a student is trained for.  The last two rounds take 2 and `last_round` times as
+    long as the others; with `restart` each begins with a new optimiser.  `options` go to
+    ProgressiveDistillation.
+
+    Differs: CM's code restarts, and its last round is 3 long, the last third of which has a
+    learning rate of 0, so that `last_round` = 2 gives the same student.
+    """
+
+    def __init__(
+        self,
+        online: nn.Module,
+        teacher: nn.Module,
+        sigmas: Tensor,
+        *,
+        total_steps: int,
+        solver: Callable = euler_step,
+        last_round: float = 4.0,
+        restart: bool = False,
+        **options,
+    ):
+        super().__init__()
+        self.online, self.mentor = online, copy.deepcopy(teacher).requires_grad_(False).eval()
+        self.total_steps, self.step, self.round = total_steps, 0, 0
+        self.rounds = (len(sigmas) - 1).bit_length() - 1
+        self.solver, self.options, self.restart = solver, options, restart
+        self.shares = [1.0] * (self.rounds - 2) + [2.0, last_round][-min(self.rounds, 2) :]
+        self.register_buffer("sigmas", sigmas)
+        self._made = (-1, None)  # in a tuple, so that its weights are not registered twice
+
+    @property
+    def place(self) -> float:
+        """How many rounds are over, with a fraction for the present one."""
+        left = sum(self.shares) * min(self.step / self.total_steps, 1.0)
+        for number, share in enumerate(self.shares):
+            if left < share:
+                return number + left / share
+            left -= share
+        return float(self.rounds)
+
+    @property
+    def round_fraction(self) -> float:
+        """How much of the present round is over, from 0 to 1."""
+        return min(max(self.place - self.round, 0.0), 1.0)
+
+    def forward(
+        self, x: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return the loss `[B]` of the present round for clean `x` `[B, ...]`."""
+        task = self._task()
+        loss = task(x, labels, generator=generator)
+        self.last_sigma = task.last_sigma
+        return loss
+
+    def _task(self) -> ProgressiveDistillation:
+        """Return the objective of the present round, made once."""
+        if self._made[0] != self.round:
+            solver = self.solver if self.round == 0 else euler_step
+            grid = self.sigmas[:: 2**self.round]
+            options = {"solver": solver, **self.options}
+            task = ProgressiveDistillation(self.online, self.mentor, grid, **options)
+            self._made = (self.round, task.to(grid.device))
+        return self._made[1]
+
+    def after_step(self) -> bool:
+        """Count the step; at the end of a round the student becomes the teacher.
+
+        Return whether the optimiser is to begin anew.
+        """
+        self.step += 1
+        is_over = min(int(self.place), self.rounds - 1) > self.round
+        if is_over:
+            self.round += 1
+            self.mentor.load_state_dict(self.online.state_dict())
+        return is_over and self.restart
+
+    def get_extra_state(self) -> dict:
+        """Return what a checkpoint must remember besides tensors."""
+        return {name: getattr(self, name) for name in ("step", "total_steps", "round")}
+
+    def set_extra_state(self, state: dict) -> None:
+        """Take step and length from a checkpoint's `state`."""
+        for name, value in state.items():
+            setattr(self, name, value)

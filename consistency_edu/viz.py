@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'LIMIT', 'use_style', 'panels', 'plane', 'show_density', 'show_points', 'show_field', 'show_paths',
-           'show_strip', 'save_figure', 'save_animation']
+           'show_strip', 'save_figure', 'save_animation', 'image_grid', 'show_images', 'save_grid']
 
 # %% ../nbs/00_viz.ipynb #d1947aa2
 import contextlib
@@ -17,7 +17,7 @@ import torch
 from matplotlib.animation import FuncAnimation, PillowWriter
 from torch import Tensor
 
-from .files import whole_files
+from .files import InputError, whole_files
 
 # %% ../nbs/00_viz.ipynb #0c0caf73
 COLORS = {"data": "#8c8c8c", "teacher": "#0072B2", "student": "#E69F00", "error": "#D55E00"}
@@ -137,3 +137,33 @@ def save_animation(
         after.callback(plt.close, figure)
         movie.save(new / path.name, writer=PillowWriter(fps=fps), dpi=figure.dpi)
     return path
+
+# %% ../nbs/00_viz.ipynb #ru000012
+def image_grid(x: Tensor, columns: int = 8) -> Tensor:
+    """Lay images `x` `[B, C, H, W]` in [-1, 1] out as one, `[rows · H, columns · W, C]`, 0 to 1.
+
+    Raises InputError if they are not finite.
+    """
+    if not x.isfinite().all():
+        raise InputError("these images are not finite: look at the model that made them.")
+    x = (x.detach().float().cpu().clamp(-1, 1) + 1) / 2
+    rows = -(-len(x) // columns)
+    x = torch.cat([x, x.new_ones(rows * columns - len(x), *x.shape[1:])])
+    B, C, H, W = x.shape
+    x = x.reshape(rows, columns, C, H, W).permute(0, 3, 1, 4, 2)
+    return x.reshape(rows * H, columns * W, C)
+
+
+def show_images(axis: plt.Axes, x: Tensor, title: str = "", columns: int = 8) -> None:
+    """Draw images `x` `[B, C, H, W]` in [-1, 1] as a grid on `axis`."""
+    axis.imshow(image_grid(x, columns).squeeze(-1), cmap="gray", vmin=0, vmax=1)
+    axis.set(xticks=[], yticks=[], title=title)
+    axis.spines[:].set_visible(False)
+
+
+def save_grid(x: Tensor, path: Path, title: str = "") -> Path:
+    """Draw images `x` as a grid into the file `path`."""
+    image_grid(x)  # raises before a figure is open
+    figure, axis = plt.subplots(figsize=(5, 5), layout="constrained")
+    show_images(axis, x, title)
+    return save_figure(figure, path)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from consistency_edu import image_runs
 from consistency_edu.data import GaussianMixture
+from consistency_edu.images import trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = Path(sys.executable).with_name("consistency-edu")
@@ -75,7 +75,7 @@ def every_run(tmp_path_factory):
     place = tmp_path_factory.mktemp("every-run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IN_TEST", "1")
-        patch.setattr(image_runs, "save_grid", lambda x, path, title: path)  # most of the time
+        patch.setattr(trainer, "save_grid", lambda x, path, title: path)  # most of the time
         for kind in KINDS:
             method, _, labels = kind.partition("-")
             args = ["--steps=1", "--batch=8", "--points=4", "--out", place / kind]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from consistency_edu.image_methods import evaluations
-from consistency_edu.image_recipes import RECIPES
+from consistency_edu.images.methods import evaluations
+from consistency_edu.images.recipes import RECIPES
 
 FILE = ROOT / "benchmarks" / "cifar10_tables.py"
 spec = importlib.util.spec_from_file_location("cifar10_tables", FILE)
@@ -437,7 +437,7 @@ def test_the_committed_readme_is_what_its_files_say():
     ],
 )
 def test_what_a_recipe_says_of_its_results_is_what_the_runs_files_say(recipe, runs):
-    from consistency_edu.image_recipes import FOUND
+    from consistency_edu.images.XXX import FOUND
 
     results = tables.read_results()
     said = set(re.findall(r"\d+\.?\d*", FOUND[recipe].replace(",", "")))

@@ -14,7 +14,7 @@ import torch
 from conftest import COMMAND, command, quiet_environment, run_cli
 from PIL import Image
 
-from consistency_edu import cli, image_runs
+from consistency_edu import cli
 from consistency_edu.cli import (
     COMMANDS,
     labels_for,
@@ -24,9 +24,11 @@ from consistency_edu.cli import (
     split_changes,
 )
 from consistency_edu.data import InputError
-from consistency_edu.image_methods import override
-from consistency_edu.image_recipes import RECIPES
-from consistency_edu.image_runs import load_run, train_recipe
+from consistency_edu.images import trainer
+from consistency_edu.images.methods import override
+from consistency_edu.images.recipes import RECIPES
+from consistency_edu.images.runs import load_run
+from consistency_edu.images.trainer import train_recipe
 from consistency_edu.long_runs import WorkerLost
 from consistency_edu.sampling import spherical_mix
 
@@ -242,7 +244,7 @@ def test_sample_draws_a_grid_of_its_size(name, args, rows, columns, runs, tmp_pa
         ("teacher", ["--sigmas", 10, 1, "--steps", 3], "give one of both"),
         ("teacher", ["--nrow", 0], "give 1 to 100"),
         ("teacher", ["--out", "grid.gif"], "ends in .png"),
-        ("cd", ["--precision", "float16"], "did you mean"),
+        ("cd", ["--precision", "float8"], "did you mean"),
         ("nobody", [], "no finished run"),
     ],
 )
@@ -315,14 +317,14 @@ def training(*more):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_have_their_own_exit_status(number, tmp_path, monkeypatch):
-    class Interrupted(image_runs.Recorder):
-        def note(self, state):
-            super().note(state)
+    class Struck(trainer.Trainer):
+        def record(self, state):
+            super().record(state)
             if state.step == 13:
                 signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(image_runs, "Recorder", Interrupted)
+        patch.setattr(trainer, "Trainer", Struck)
         status, said = command(*training("--out", tmp_path / "run"))
     assert status == 128 + number and "step_000000014': go on with --resume" in said, said
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -355,7 +357,7 @@ def test_warnings_are_sentences(tmp_path):
     shelf = tmp_path / "run" / "checkpoints"
     assert command(*training("--out", tmp_path / "one"))[0] == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_runs, "finish", lambda *_: throw(KeyboardInterrupt()))
+        patch.setattr(trainer.Trainer, "export", lambda *_: throw(KeyboardInterrupt()))
         assert command(*training("--out", tmp_path / "run"))[0] == 130
     os.truncate(shelf / "step_000000030" / "rest.pt", 10)
     status, said = command(*training("--out", tmp_path / "run", "--resume"))
@@ -474,7 +476,7 @@ def test_other_classes_than_the_teachers_or_the_beginnings_are_refused(pets, tmp
         train_recipe(recipe, tmp_path / "student", teacher=pets / "run")
     recipe = override(RECIPES["digits-teacher-labels"], changes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("consistency_edu.image_runs.finish", lambda *_: 1 / 0)
+        patch.setattr(trainer.Trainer, "export", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train_recipe(recipe, tmp_path / "left", save_every=2)
     (tmp_path / "set" / "eel").rename(tmp_path / "set" / "ant")

@@ -253,7 +253,9 @@ def test_pipes_that_end_and_disks_that_are_full(line, status, lines, place):
 
 def fields_and_lines():
     """The fields of Recipe and the line below each, from the source."""
-    tree = ast.parse((ROOT / "consistency_edu" / "image_methods.py").read_text(encoding="utf-8"))
+    tree = ast.parse(
+        (ROOT / "consistency_edu" / "images" / "recipes.py").read_text(encoding="utf-8")
+    )
     body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Recipe").body
     for field, line in zip(body, body[1:]):
         if isinstance(field, ast.AnnAssign):

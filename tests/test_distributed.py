@@ -19,22 +19,24 @@ from conftest import COMMAND, quiet_environment, run_cli
 from safetensors.torch import load_file
 from torch import nn
 
-from consistency_edu import image_loader, image_runs, long_runs
+from consistency_edu import image_loader, long_runs
 from consistency_edu.data import InputError, draw_normal, draw_uniform
-from consistency_edu.image_methods import OPTIMIZERS, PixelMLP, override
-from consistency_edu.image_recipes import RECIPES
-from consistency_edu.image_runs import open_workshop, read_metrics, train_recipe
+from consistency_edu.images import setup, trainer
+from consistency_edu.images.methods import OPTIMIZERS, PixelMLP, override
+from consistency_edu.images.progress import read_metrics
+from consistency_edu.images.recipes import RECIPES
+from consistency_edu.images.trainer import Trainer, train_recipe
 from consistency_edu.long_runs import (
+    CheckpointManager,
+    Interrupted,
+    InterruptHandler,
     SharedGenerator,
-    Shelf,
-    Signals,
-    Stopped,
     WorkerLost,
     Workers,
     hold,
-    join,
+    init_distributed,
 )
-from consistency_edu.training import train
+from consistency_edu.training import train, trained_weights
 
 FORK = multiprocessing.get_context("fork")  # the children find everything imported
 STEPS = 8
@@ -91,13 +93,13 @@ def teacher(tmp_path_factory):
 
 def course(recipe, folder, teacher):
     """Train `recipe` for a few steps among the workers; return losses and weights."""
-    with join() as workers:
-        shop = open_workshop(recipe, folder, teacher=teacher, seed=3, workers=workers)
+    with init_distributed() as workers:
+        made = Trainer.from_recipe(recipe, folder, teacher=teacher, seed=3, workers=workers)
         options = {"lr": recipe.lr, "optimizer": OPTIMIZERS[recipe.optimizer], "clip": 1.0}
-        options |= {"generator": shop.generator, "workers": workers, "steps": STEPS}
-        losses = [state.loss for state in train(shop.objective, shop.batches, **options)]
-        workers.check_agreement(shop.objective.online)
-    weights = torch.cat([p.detach().flatten() for p in shop.objective.online.parameters()])
+        options |= {"generator": made.generator, "workers": workers, "steps": STEPS}
+        losses = [state.loss for state in train(made.objective, made.batches, **options)]
+        workers.check_agreement(made.objective.online.parameters())
+    weights = torch.cat([p.detach().flatten() for p in made.objective.online.parameters()])
     return losses, weights
 
 
@@ -156,7 +158,7 @@ class Roundabout(nn.Module):
 
 def rounds(batches, **options):
     """Train a Roundabout on our rows of `batches`; return losses and weights by name."""
-    with join() as workers:
+    with init_distributed() as workers:
         objective, generator = Roundabout(**options), SharedGenerator("cpu", workers.part)
         ours = []
         for x, labels in batches:
@@ -166,7 +168,7 @@ def rounds(batches, **options):
             ours.append((x[rows], labels))
         options = {"steps": len(ours), "generator": generator.manual_seed(1), "workers": workers}
         losses = [state.loss for state in train(objective, ours, **options)]
-        workers.check_agreement(objective.online)
+        workers.check_agreement(objective.online.parameters())
         return losses, {k: p.detach() for k, p in objective.online.named_parameters()}
 
 
@@ -194,12 +196,12 @@ def test_a_bad_loss_of_one_worker_stops_all_before_the_step(tmp_path):
 
 
 def drifted():
-    with join() as workers:
+    with init_distributed() as workers:
         network = nn.Linear(3, 3)
         with torch.no_grad():
             network.weight.fill_(1 + 1e-4 * workers.rank)
             network.bias.zero_()
-        workers.check_agreement(network)
+        workers.check_agreement(network.parameters())
 
 
 def test_copies_that_drift_apart_are_noticed(tmp_path):
@@ -211,12 +213,12 @@ def test_copies_that_drift_apart_are_noticed(tmp_path):
 
 
 def talk():
-    with join() as workers:
+    with init_distributed() as workers:
         torch.manual_seed(workers.rank)
         generator = SharedGenerator("cpu", workers.part).manual_seed(4)
-        dice = workers.dice(generator)
+        dice = workers.gather_randomness(generator)
         rows = workers.gather(torch.full((2,), float(workers.rank)))
-        most = workers.most([workers.rank, -workers.rank])
+        most = workers.maximum([workers.rank, -workers.rank])
         return {
             "rows": rows.tolist(),
             "most": most,
@@ -235,16 +237,16 @@ def test_what_workers_tell_each_other(tmp_path):
 
 def test_one_alone_has_nobody_to_talk_to(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with join() as workers:
+    with init_distributed() as workers:
         assert not workers and workers.part == (0, 1) and workers.mean(2.5) == 2.5
-    assert workers.most([1, 2]) == [1.0, 2.0] and not torch.distributed.is_initialized()
+    assert workers.maximum([1, 2]) == [1.0, 2.0] and not torch.distributed.is_initialized()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_each_worker_needs_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2"), monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(InputError, match="2 workers on a machine with 0 GPUs"):
-        with join("cuda"):
+        with init_distributed("cuda"):
             pass
 
 
@@ -269,18 +271,18 @@ def whole_run(recipe, folder, interrupt=None, exact=False, **options):
     if exact:
         compute_in_64_bits()
 
-    class Interrupted(image_runs.Recorder):
-        def note(self, state):
-            super().note(state)
+    class Struck(trainer.Trainer):
+        def record(self, state):
+            super().record(state)
             if interrupt and (int(os.environ["RANK"]), state.step) == interrupt[:2]:
                 os.kill(os.getpid(), interrupt[2])
 
-    image_runs.Recorder = Interrupted
+    trainer.Trainer = Struck
     if recipe.dropout:
-        image_runs.build_network = lambda recipe, shape, classes: Forgetful(shape, width=32)
+        setup.build_network = lambda recipe, shape, classes: Forgetful(shape, width=32)
     try:
         train_recipe(recipe, folder, save_every=4, **options)
-    except Stopped as stop:
+    except Interrupted as stop:
         return stop.number
     return 0
 
@@ -374,7 +376,7 @@ def test_two_machines_by_two_torchruns_repeat_one(tmp_path):
 def test_torchrun_loses_a_worker_and_the_run_resumes(tmp_path):
     options = ("--standalone", "--nproc-per-node", 2)
     agent = launch(*options, steps=100_000, out="run", cwd=tmp_path)
-    shelf, deadline = Shelf(tmp_path / "run" / "checkpoints"), time.monotonic() + 300
+    shelf, deadline = CheckpointManager(tmp_path / "run" / "checkpoints"), time.monotonic() + 300
     while not shelf.folders and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(workers_below(agent.pid)[1], signal.SIGKILL)
@@ -396,17 +398,17 @@ def test_torchrun_loses_a_worker_and_the_run_resumes(tmp_path):
 
 def hung(patience=(60.0, 4.0), number=None):
     """Both meet; the second one then hangs, and the first may get a signal while it waits."""
-    with join("cpu", patience) as workers, Signals() as signals:
-        workers.signals, workers.is_prepared = signals, True
-        workers.most([0.0])
+    with init_distributed("cpu", patience) as workers, InterruptHandler() as signals:
+        workers.interrupt, workers.is_prepared = signals, True
+        workers.maximum([0.0])
         if workers.rank:
             time.sleep(25)
         elif number:
             threading.Timer(1.0, os.kill, (os.getpid(), number)).start()
         start = time.monotonic()
         try:
-            workers.average_gradients(nn.Linear(2, 2))
-        except (WorkerLost, Stopped) as error:
+            workers.average_gradients(nn.Linear(2, 2).parameters())
+        except (WorkerLost, Interrupted) as error:
             return type(error).__name__, str(error), time.monotonic() - start
 
 
@@ -423,7 +425,7 @@ def test_one_ctrl_c_ends_the_waiting_for_a_worker_that_hangs(number, tmp_path, m
     monkeypatch.setattr(long_runs, "GRACE", 2.0)
     work = lambda: hung((60.0, 60.0), number)  # noqa: E731
     kind, said, seconds = together(2, work, tmp_path)[0]["result"]
-    assert kind == "Stopped" and signal.Signals(number).name in said and seconds < 8
+    assert kind == "Interrupted" and signal.Signals(number).name in said and seconds < 8
 
 
 @pytest.mark.slow
@@ -445,7 +447,7 @@ def test_ctrl_c_is_heard_while_a_worker_is_awaited(tmp_path):
 
 def never_met():
     os.environ["WORLD_SIZE"] = "2"
-    with join("cpu", (3.0, 3.0)):
+    with init_distributed("cpu", (3.0, 3.0)):
         pass
 
 
@@ -502,14 +504,14 @@ def test_what_one_refuses_all_refuse(rank, teacher, tmp_path):
 
 def test_weights_that_go_bad_end_all_workers_alike(tmp_path):
     def work():
-        class Poisoned(image_runs.Recorder):
-            def note(self, state):
+        class Poisoned(trainer.Trainer):
+            def record(self, state):
                 if state.step == 6:
                     with torch.no_grad():
                         next(state.objective.online.parameters()).fill_(torch.nan)
-                super().note(state)
+                super().record(state)
 
-        image_runs.Recorder = Poisoned
+        trainer.Trainer = Poisoned
         recipe = dataclasses.replace(RECIPES["digits-teacher"], steps=9, batch=12)
         return train_recipe(recipe, tmp_path / "run", save_every=3)
 
@@ -530,14 +532,51 @@ def test_workers_share_one_lock_and_are_kept_out_together(tmp_path):
 
 def slow_first_worker():
     """The first worker takes longer than a step may, where it alone has something to do."""
-    with join("cpu", (20.0, 1.0)) as workers:
+    with init_distributed("cpu", (20.0, 1.0)) as workers:
         workers.is_prepared = True
         with workers.first_works():
             time.sleep(0 if workers.rank else 3)
-        workers.most([0.0])
+        workers.maximum([0.0])
         return workers.is_prepared
 
 
 def test_what_the_first_worker_does_alone_may_take_its_time(tmp_path):
     answers = together(2, slow_first_worker, tmp_path)
     assert [answer["result"] for answer in answers] == [True, True]
+
+
+# ------------------------------------------------------------------ other shapes of objectives
+
+
+def short_course(kind):
+    """Twelve steps of an objective of `kind` among the workers: losses, weights, skipped steps."""
+    from test_objectives import KINDS, batches, scaler_of
+
+    with init_distributed() as workers:
+        rows = ((workers.rows(x.double()), None) for x, _ in batches(12))
+        objective = KINDS[kind]().double()
+        options = {
+            "steps": 12,
+            "lr": 1e-2,
+            "workers": workers,
+            "scaler": scaler_of(kind, 2.0**1023),
+        }
+        states = list(train(objective, rows, steps=12, lr=1e-2, **options))
+        workers.check_agreement(trained_weights(objective))
+    weights = torch.cat([p.detach().flatten() for p in trained_weights(objective)])
+    return [state.loss for state in states], weights, states[-1].skipped
+
+
+@pytest.mark.parametrize("kind", ["own weights", "in turn", "scaled"])
+def test_workers_repeat_one_for_every_shape_of_objective(kind, tmp_path):
+    runs = {
+        count: [
+            answer["result"] for answer in together(count, lambda: short_course(kind), tmp_path)
+        ]
+        for count in (1, 2, 3)
+    }
+    losses, weights, skipped = runs[1][0]
+    assert (skipped > 0) == (kind == "scaled")
+    for ours, mine, theirs in (*runs[2], *runs[3]):
+        assert ours == pytest.approx(losses, rel=1e-5) and theirs == skipped
+        assert (mine - weights).abs().max() < 1e-5

@@ -21,7 +21,8 @@ from consistency_edu.experiments import distillation as lab11
 from consistency_edu.experiments.consistency import PathConsistency
 from consistency_edu.experiments.consistency_training import AveragedTraining, FreshNoiseTraining
 from consistency_edu.experiments.distillation import FLOWS
-from consistency_edu.image_methods import METHODS, Recipe, build_network, build_objective
+from consistency_edu.images.methods import METHODS, build_network, build_objective
+from consistency_edu.images.recipes import Recipe
 from consistency_edu.networks import UNet
 from consistency_edu.pf_ode import EDMDenoiser, karras_sigmas
 from consistency_edu.score import ExactDenoiser

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from consistency_edu.checkpoints import weights_of
 from consistency_edu.cli import main
 from consistency_edu.data import load_digits
-from consistency_edu.image_methods import Recipe, build_model, build_network
 from consistency_edu.image_sets import to_pixels
+from consistency_edu.images.methods import build_model, build_network
+from consistency_edu.images.recipes import Recipe
 
 TASKS = ("inpaint", "colorize", "superres", "stroke", "denoise", "interpolate")
 

@@ -24,6 +24,7 @@ from consistency_edu.edm_weights import (
     load_edm,
     read_pickle,
 )
+from consistency_edu.images.trainer import Trainer
 from consistency_edu.networks import UNet, named_unet
 from consistency_edu.pf_ode import EDMDenoiser
 
@@ -616,9 +617,10 @@ def test_only_the_first_three_misfits_are_named():
 
 
 def test_a_recipe_starts_from_a_pickle(generator, tmp_path, monkeypatch):
-    from consistency_edu.image_methods import override
-    from consistency_edu.image_recipes import RECIPES
-    from consistency_edu.image_runs import load_run, open_workshop, train_recipe
+    from consistency_edu.images.methods import override
+    from consistency_edu.images.recipes import RECIPES
+    from consistency_edu.images.runs import load_run
+    from consistency_edu.images.trainer import train_recipe
 
     tiny = dict(width=32, multipliers=(1, 1, 1), blocks=2, attention=(False, True, False))
     tiny |= dict(head_size=256, embedding=32, frequencies=(1e-4, 1.0))
@@ -631,8 +633,8 @@ def test_a_recipe_starts_from_a_pickle(generator, tmp_path, monkeypatch):
     choices = {"device": "cpu", "precision": "float32", "compiles": "nothing", "batch": "4"}
     choices |= {"data": str(tmp_path / "images.npz"), "steps": "2"}
     recipe = override(recipe, choices)
-    shop = open_workshop(recipe, tmp_path / "run", teacher=tmp_path / "edm.pkl")
-    objective = shop.objective
+    made = Trainer.from_recipe(recipe, tmp_path / "run", teacher=tmp_path / "edm.pkl")
+    objective = made.objective
     x, sigma, _ = question(0, generator)
     truth = edm_denoiser(state, SHAPE, x, sigma)
     limit = 1e-5 * truth.abs().max()
@@ -643,11 +645,11 @@ def test_a_recipe_starts_from_a_pickle(generator, tmp_path, monkeypatch):
     assert run.sample(torch.randn(2, 3, 16, 16)).isfinite().all()
     with pytest.raises(InputError, match="labels"):
         labelled = override(recipe, {"labels": "true"})
-        open_workshop(labelled, tmp_path / "other", teacher=tmp_path / "edm.pkl")
+        Trainer.from_recipe(labelled, tmp_path / "other", teacher=tmp_path / "edm.pkl")
     np.savez(tmp_path / "small.npz", images=images[:, :8, :8])
     small = override(recipe, {"data": str(tmp_path / "small.npz")})
     with pytest.raises(InputError, match=r"teacher makes images \[3, 16, 16\]"):
-        open_workshop(small, tmp_path / "other", teacher=tmp_path / "edm.pkl")
+        Trainer.from_recipe(small, tmp_path / "other", teacher=tmp_path / "edm.pkl")
 
 
 def test_a_pickle_gets_no_more_room_than_it_has_bytes(tmp_path):

@@ -7,8 +7,8 @@ import torch
 from consistency_edu.data import InputError
 from consistency_edu.experiments.benchmarks import DigitsBenchmark
 from consistency_edu.experiments.digits import DigitsConfig, format_row, run_digits, title
-from consistency_edu.image_recipes import DIGITS_RECIPES, RECIPES
 from consistency_edu.image_sets import load_images, to_floats
+from consistency_edu.images.recipes import DIGITS_RECIPES, RECIPES
 
 
 @pytest.fixture(scope="module")

@@ -20,14 +20,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from consistency_edu import checkpoints, image_runs
+from consistency_edu import checkpoints
 from consistency_edu.checkpoints import DamagedCheckpoint, checksum, load_checkpoint
 from consistency_edu.cli import main
 from consistency_edu.data import InputError
-from consistency_edu.image_methods import override
-from consistency_edu.image_recipes import RECIPES
-from consistency_edu.image_runs import read_metrics, train_recipe
-from consistency_edu.long_runs import Shelf
+from consistency_edu.images import setup, trainer
+from consistency_edu.images.methods import override
+from consistency_edu.images.progress import read_metrics
+from consistency_edu.images.recipes import RECIPES
+from consistency_edu.images.trainer import train_recipe
+from consistency_edu.long_runs import CheckpointManager
 from consistency_edu.training import TrainingDiverged
 
 FORK = multiprocessing.get_context("fork")
@@ -92,7 +94,7 @@ def test_killed_at_random_instants_it_ends_bit_for_bit_where_it_would_have(tmp_p
     process.join()
     assert process.exitcode == 0
     span, torn, resumed = 1.5 * (time.monotonic() - began) / KILLS, 0, []
-    shelf = Shelf(tmp_path / "run" / "checkpoints")
+    shelf = CheckpointManager(tmp_path / "run" / "checkpoints")
     for number in range(KILLS):
         process = start(tmp_path / "run", steps)
         if number % 5:  # one in five dies before its first step
@@ -136,14 +138,14 @@ def stopped(tmp_path_factory):
     place = tmp_path_factory.mktemp("runs")
     whole = train_recipe(SMALL, place / "whole", save_every=8)
 
-    class Gone(image_runs.Recorder):
-        def note(self, state):
-            super().note(state)
+    class Gone(trainer.Trainer):
+        def record(self, state):
+            super().record(state)
             if state.step == 25:
                 raise MemoryError("gone")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_runs, "Recorder", Gone)
+        patch.setattr(trainer, "Trainer", Gone)
         with pytest.raises(MemoryError):
             train_recipe(SMALL, place / "left", save_every=8)
     return whole, place / "left"
@@ -175,7 +177,7 @@ FILES = ("objective.safetensors", "ema.safetensors", "rest.pt", "state.json", "m
 @pytest.mark.parametrize("harm", [flip, cut, drop])
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(name, harm, left):
-    shelf, dice = Shelf(left / "checkpoints"), random.Random(name)
+    shelf, dice = CheckpointManager(left / "checkpoints"), random.Random(name)
     newest = shelf.folders[-1]
     intact = (newest / name).read_bytes()
     for _ in range(10):
@@ -190,10 +192,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(name, harm, le
 
 @pytest.mark.parametrize("damaged", [0, 1, 2])
 def test_a_run_goes_on_from_the_last_whole_checkpoint(damaged, stopped, left):
-    assert [path.name for path in Shelf(left / "checkpoints").folders] == [
+    assert [path.name for path in CheckpointManager(left / "checkpoints").folders] == [
         f"step_{step:09d}" for step in (8, 16, 24)
     ]
-    for folder in Shelf(left / "checkpoints").folders[3 - damaged :]:
+    for folder in CheckpointManager(left / "checkpoints").folders[3 - damaged :]:
         cut(folder / "objective.safetensors", random.Random(0))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -203,7 +205,7 @@ def test_a_run_goes_on_from_the_last_whole_checkpoint(damaged, stopped, left):
 
 
 def test_if_none_is_whole_it_does_not_begin_again_in_silence(left):
-    for folder in Shelf(left / "checkpoints").folders:
+    for folder in CheckpointManager(left / "checkpoints").folders:
         (folder / "state.json").write_text("{}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -227,7 +229,7 @@ def forge(folder, name, content):
 
 
 def test_code_in_a_pickle_is_not_run(left, tmp_path):
-    newest, mark = Shelf(left / "checkpoints").folders[-1], tmp_path / "mark"
+    newest, mark = CheckpointManager(left / "checkpoints").folders[-1], tmp_path / "mark"
     forge(newest, "rest.pt", pickle.dumps({"optimizer": Bomb(mark)}))
     with pytest.raises(DamagedCheckpoint):
         load_checkpoint(newest)
@@ -243,10 +245,10 @@ def test_code_in_a_pickle_is_not_run(left, tmp_path):
 
 def expect_room(folder):
     """Resume a run that will not find room, and see what it says and leaves."""
-    before = {path.name for path in Shelf(folder / "checkpoints").folders}
+    before = {path.name for path in CheckpointManager(folder / "checkpoints").folders}
     with pytest.raises(InputError, match="make room. The last checkpoint is .*step_000000024"):
         train_recipe(SMALL, folder, resume=True, save_every=2)
-    shelf = Shelf(folder / "checkpoints")
+    shelf = CheckpointManager(folder / "checkpoints")
     assert {path.name for path in shelf.folders} == before and shelf.latest().step == 24
     assert not list(folder.rglob(".partial-*"))
 
@@ -284,7 +286,7 @@ def test_a_file_that_may_not_grow_costs_no_checkpoint(left):
     process = FORK.Process(target=limited, args=(left, 300_000, None))
     process.start(), process.join(100)
     assert process.exitcode == 0
-    assert Shelf(left / "checkpoints").latest().step == 24
+    assert CheckpointManager(left / "checkpoints").latest().step == 24
 
 
 def test_a_small_tmpfs_that_fills_up_costs_no_checkpoint(stopped, tmp_path):
@@ -316,14 +318,14 @@ def test_a_nan_stops_the_run_and_leaves_its_checkpoint(tmp_path, monkeypatch):
         objective.forward = spoil
         return objective
 
-    build = image_runs.build_objective
-    monkeypatch.setattr(image_runs, "build_objective", poisoned)
+    build = setup.build_objective
+    monkeypatch.setattr(setup, "build_objective", poisoned)
     recipe = dataclasses.replace(SMALL, steps=30)
     with pytest.raises(TrainingDiverged) as told:
         train_recipe(recipe, tmp_path / "run", save_every=8)
     said = str(told.value)
     assert "the loss of DenoisingScoreMatching is not finite at step 19 in 8 of 8 samples" in said
     assert "with noise levels from 0.0" in said and "step_000000016'" in said
-    checkpoint = Shelf(tmp_path / "run" / "checkpoints").latest()
+    checkpoint = CheckpointManager(tmp_path / "run" / "checkpoints").latest()
     assert checkpoint.step == 16
     assert all(value.isfinite().all() for value in checkpoint.objective.values())

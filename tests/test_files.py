@@ -25,8 +25,8 @@ from consistency_edu.files import (
     write_file,
     write_json,
 )
-from consistency_edu.image_methods import load_backbone
 from consistency_edu.image_sets import ImageSet, load_images, save_images
+from consistency_edu.images.perceptual import load_backbone
 
 ONE = Sweep("one", "nothing", lambda setting, seed: {"x": 1.0}, [{"a": 1}], (0,))
 

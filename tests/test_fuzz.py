@@ -20,10 +20,10 @@ from PIL import Image
 
 from consistency_edu import image_sets
 from consistency_edu.checkpoints import checksum
-from consistency_edu.image_methods import override
-from consistency_edu.image_recipes import RECIPES
-from consistency_edu.image_runs import train_recipe
-from consistency_edu.long_runs import Shelf
+from consistency_edu.images.methods import override
+from consistency_edu.images.recipes import RECIPES
+from consistency_edu.images.trainer import train_recipe
+from consistency_edu.long_runs import CheckpointManager
 
 SEEN = {"command lines": 0, "fields": 0, "archives": 0, "checkpoints": 0, "runs": 0}
 FOUND = []
@@ -85,7 +85,7 @@ def runs(tmp_path_factory):
     recipe = override(RECIPES["digits-teacher"], {"steps": "12", "batch": "8"})
     train_recipe(recipe, place / "teacher")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("consistency_edu.image_runs.finish", lambda *_: 1 / 0)
+        patch.setattr("consistency_edu.images.trainer.Trainer.export", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train_recipe(recipe, place / "left", save_every=3)
     return place
@@ -241,7 +241,7 @@ def test_checkpoints_that_were_mangled(cwd, runs):
         shutil.rmtree(cwd / "run", ignore_errors=True)
         shutil.copytree(runs / "left", cwd / "run")
         forged = number % 2  # with sums that fit
-        for folder in Shelf(cwd / "run" / "checkpoints").folders:
+        for folder in CheckpointManager(cwd / "run" / "checkpoints").folders:
             name = dice.choice(names[: 4 if forged else 5])
             (folder / name).write_bytes(mangle((folder / name).read_bytes(), dice))
             if forged:

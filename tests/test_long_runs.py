@@ -11,15 +11,15 @@ import torch
 from consistency_edu import long_runs
 from consistency_edu.data import InputError, draw_normal, draw_uniform, toy, toy_batches
 from consistency_edu.long_runs import (
+    CheckpointManager,
     Group,
+    Interrupted,
+    InterruptHandler,
     SharedGenerator,
-    Shelf,
-    Signals,
-    Stopped,
     Workers,
     answered,
+    init_distributed,
     is_first,
-    join,
 )
 from consistency_edu.long_runs import WorkerLost as Lost
 from consistency_edu.networks import MLP
@@ -51,7 +51,7 @@ def steps_on(shelf):
 
 
 def test_the_last_few_stay(states, tmp_path):
-    shelf = Shelf(tmp_path / "shelf", keep=2)
+    shelf = CheckpointManager(tmp_path / "shelf", keep=2)
     assert shelf.latest() is None and "no checkpoint yet" in shelf.left
     for step in (1, 5, 9, 10):
         path = shelf.save(states(step), extra={"at": step})
@@ -62,7 +62,7 @@ def test_the_last_few_stay(states, tmp_path):
 
 
 def test_what_is_written_now_is_never_dropped_for_a_later_damaged_one(states, tmp_path):
-    shelf = Shelf(tmp_path, keep=1)
+    shelf = CheckpointManager(tmp_path, keep=1)
     shelf.save(states(10))
     (shelf.folders[0] / "rest.pt").unlink()
     shelf.save(states(4))
@@ -72,7 +72,7 @@ def test_what_is_written_now_is_never_dropped_for_a_later_damaged_one(states, tm
 
 
 def test_no_silent_beginning(states, tmp_path):
-    shelf = Shelf(tmp_path)
+    shelf = CheckpointManager(tmp_path)
     shelf.save(states(3))
     (shelf.folders[0] / "manifest.json").write_text("[]")
     with warnings.catch_warnings():
@@ -82,20 +82,20 @@ def test_no_silent_beginning(states, tmp_path):
 
 
 def test_when_one_is_due(tmp_path):
-    often = Shelf(tmp_path, every=4)
+    often = CheckpointManager(tmp_path, every=4)
     assert [step for step in range(1, 13) if often.is_due(step)] == [4, 8, 12]
-    shelf, now = Shelf(tmp_path), time.perf_counter()
+    shelf, now = CheckpointManager(tmp_path), time.perf_counter()
     for cost, ago, is_due in ((0.1, 59, False), (0.1, 61, True), (2, 490, False), (2, 510, True)):
         shelf.cost, shelf.last = cost, now - ago
         assert shelf.is_due(1) == is_due
     for options in ({"keep": 0}, {"every": -1}):
         with pytest.raises(InputError, match="are needed"):
-            Shelf(tmp_path, **options)
+            CheckpointManager(tmp_path, **options)
 
 
 def test_signals_wait_for_the_end_of_a_step():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with Signals() as signals:
+    with InterruptHandler() as signals:
         assert signals.number == 0
         signal.raise_signal(signal.SIGTERM), signal.raise_signal(signal.SIGTERM)
         assert signals.number == signal.SIGTERM
@@ -105,12 +105,12 @@ def test_signals_wait_for_the_end_of_a_step():
 
 
 def test_a_second_ctrl_c_does_not_wait():
-    with pytest.raises(Stopped) as stop, Signals() as signals:
+    with pytest.raises(Interrupted) as stop, InterruptHandler() as signals:
         signal.raise_signal(signal.SIGINT)
         assert signals.number == signal.SIGINT
         signal.raise_signal(signal.SIGINT)
     assert stop.value.number == signal.SIGINT and isinstance(stop.value, KeyboardInterrupt)
-    with pytest.raises(Stopped, match="SIGTERM"), Signals(at_once=True):
+    with pytest.raises(Interrupted, match="SIGTERM"), InterruptHandler(at_once=True):
         signal.raise_signal(signal.SIGTERM)
 
 
@@ -118,7 +118,7 @@ def test_signals_in_a_thread_are_left_alone():
     before, seen = signal.getsignal(signal.SIGINT), []
 
     def block():
-        with Signals() as signals:
+        with InterruptHandler() as signals:
             seen.append((signals.before, signal.getsignal(signal.SIGINT)))
 
     thread = threading.Thread(target=block)
@@ -171,8 +171,8 @@ def test_a_worker_that_does_not_answer_is_lost():
 def test_a_signal_ends_the_waiting(monkeypatch):
     monkeypatch.setattr(long_runs, "GRACE", 0.1)
     group = Group(0, 2, patience=(60.0, 60.0))
-    group.signals.number, start = signal.SIGTERM, time.monotonic()
-    with pytest.raises(Stopped) as stopped:
+    group.interrupt.number, start = signal.SIGTERM, time.monotonic()
+    with pytest.raises(Interrupted) as stopped:
         group.wait(Unfinished())
     assert stopped.value.number == signal.SIGTERM and 0.1 < time.monotonic() - start < 5
 
@@ -182,5 +182,5 @@ def test_a_broken_connection_is_a_lost_worker(monkeypatch):
         with answered():
             raise RuntimeError("connection closed by peer")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with join() as workers:
+    with init_distributed() as workers:
         assert not workers and workers.share(7) == 7

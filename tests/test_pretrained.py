@@ -11,14 +11,14 @@ from conftest import ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from consistency_edu import image_runs
 from consistency_edu.checkpoints import checksum
 from consistency_edu.cli import EvaluateConfig, examine, file_of, main
 from consistency_edu.data import InputError, load_digits
-from consistency_edu.image_runs import load_pretrained, load_run, pretrained_names, read_json
+from consistency_edu.images import runs
+from consistency_edu.images.runs import load_pretrained, load_run, pretrained_names, read_json
 
 NAMES = ("cifar10-cd-mini", "digits-cd")
-PACKAGE = image_runs.PRETRAINED
+PACKAGE = runs.PRETRAINED
 
 
 def tool():
@@ -33,7 +33,7 @@ def tool():
 def shelf(tmp_path, monkeypatch):
     """A copy of the small student where pretrained students are looked for."""
     shutil.copytree(PACKAGE / "digits-cd", tmp_path / "shelf" / "digits-cd")
-    monkeypatch.setattr(image_runs, "PRETRAINED", tmp_path / "shelf")
+    monkeypatch.setattr(runs, "PRETRAINED", tmp_path / "shelf")
     return tmp_path / "shelf"
 
 
@@ -105,7 +105,7 @@ def test_fast_means_bfloat16_where_it_has_units_and_draws_the_same(monkeypatch):
     draw = lambda **options: load_pretrained("cifar10-cd-mini", **options).sample(noise)  # noqa: E731
     full = draw(precision="float32")
     for has_units in (True, False):
-        monkeypatch.setattr(image_runs, "has_bfloat16_units", lambda device, has=has_units: has)
+        monkeypatch.setattr(runs, "has_bfloat16_units", lambda device, has=has_units: has)
         precision = load_pretrained("cifar10-cd-mini").model.network.precision
         assert precision is (torch.bfloat16 if has_units else None)
         assert load_run("cifar10-cd-mini").model.network.precision is None  # unless asked for
@@ -119,7 +119,7 @@ def test_fast_means_bfloat16_where_it_has_units_and_draws_the_same(monkeypatch):
 
 
 def test_units_for_bfloat16_are_asked_of_the_device(monkeypatch):
-    cpu, has = torch.device("cpu"), image_runs.has_bfloat16_units
+    cpu, has = torch.device("cpu"), runs.has_bfloat16_units
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
     assert has(cpu) is True and has(torch.device("meta")) is False
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
@@ -200,7 +200,7 @@ def test_numbers_go_beside_a_run_but_not_into_the_package(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     assert file_of(EvaluateConfig(tmp_path)) == tmp_path / "evaluation.json"
     name = "digits-cd"
-    assert str(file_of(EvaluateConfig(image_runs.Path(name)))) == f"{name}-evaluation.json"
+    assert str(file_of(EvaluateConfig(runs.Path(name)))) == f"{name}-evaluation.json"
     assert file_of(EvaluateConfig(tmp_path, out=tmp_path / "x.json")) == tmp_path / "x.json"
 
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from consistency_edu import image_runs
 from consistency_edu.data import InputError
-from consistency_edu.image_methods import Recipe, build_network, build_objective
-from consistency_edu.image_runs import prepare
+from consistency_edu.images import setup
+from consistency_edu.images.methods import build_network, build_objective
+from consistency_edu.images.recipes import Recipe
+from consistency_edu.images.setup import compile_objective
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -22,13 +23,13 @@ def test_the_largest_batch_that_fits_is_suggested(monkeypatch):
     zeros = torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *size, device=None, **more: zeros(*size, **more))
     for most, fits in ((100, 64), (5, 4), (0, 1)):
-        monkeypatch.setattr(image_runs, "speed_up", room_for(most))
-        monkeypatch.setattr(image_runs, "try_out", room_for(most))
+        monkeypatch.setattr(setup, "speed_up", room_for(most))
+        monkeypatch.setattr(setup, "try_out", room_for(most))
         remedy = f"batch of 256 is too much for 'cuda': use --batch {fits}\\."
         with pytest.raises(InputError, match=remedy):
-            prepare(Recipe("try", batch=256), None, (1, 8, 8), torch.device("cuda"))
-    monkeypatch.setattr(image_runs, "speed_up", room_for(256))
-    prepare(Recipe("try", batch=256), None, (1, 8, 8), torch.device("cuda"))
+            compile_objective(Recipe("try", batch=256), None, (1, 8, 8), torch.device("cuda"))
+    monkeypatch.setattr(setup, "speed_up", room_for(256))
+    compile_objective(Recipe("try", batch=256), None, (1, 8, 8), torch.device("cuda"))
 
 
 @on_cuda
@@ -40,9 +41,9 @@ def test_on_a_gpu_the_suggested_batch_fits():
     torch.cuda.set_per_process_memory_fraction(share)
     try:
         with pytest.raises(InputError, match="use --batch ") as found:
-            prepare(recipe, objective, (3, 32, 32), torch.device("cuda"))
+            compile_objective(recipe, objective, (3, 32, 32), torch.device("cuda"))
         fits = int(str(found.value).rstrip(".").split()[-1])
         assert 16 <= fits < 4096
-        image_runs.try_out(objective, (torch.zeros(fits, 3, 32, 32, device="cuda"), None))
+        setup.try_out(objective, (torch.zeros(fits, 3, 32, 32, device="cuda"), None))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

@@ -335,13 +335,13 @@ def test_add_gradient_adds(device):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_optimisers_are_made_as_asked(device):
-    network = nn.Linear(2, 2).to(device)
-    adam = make_optimizer(partial(torch.optim.Adam, betas=(0.8, 0.9)), network, 0.01)
+    weights = list(nn.Linear(2, 2).to(device).parameters())
+    adam = make_optimizer(partial(torch.optim.Adam, betas=(0.8, 0.9)), weights, 0.01)
     assert adam.defaults["betas"] == (0.8, 0.9) and adam.defaults["lr"] == 0.01
     assert bool(adam.defaults["fused"]) == (device == "cuda")
-    looped = make_optimizer(partial(torch.optim.Adam, foreach=False), network, 0.01)
+    looped = make_optimizer(partial(torch.optim.Adam, foreach=False), weights, 0.01)
     assert not looped.defaults["fused"]
-    assert isinstance(make_optimizer(torch.optim.RAdam, network, 0.01), torch.optim.RAdam)
+    assert isinstance(make_optimizer(torch.optim.RAdam, weights, 0.01), torch.optim.RAdam)
 
 
 # ------------------------------------------------------------------ fast

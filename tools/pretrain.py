@@ -21,18 +21,10 @@ from safetensors.torch import load, save
 from consistency_edu.checkpoints import checksum
 from consistency_edu.data import InputError
 from consistency_edu.evaluation import tell_numbers
-from consistency_edu.image_methods import Recipe, evaluations
-from consistency_edu.image_recipes import RECIPES
-from consistency_edu.image_runs import (
-    PRETRAINED,
-    card,
-    check_info,
-    load_run,
-    read_json,
-    write_file,
-    write_json,
-    write_text,
-)
+from consistency_edu.files import write_file, write_json, write_text
+from consistency_edu.images.methods import evaluations
+from consistency_edu.images.recipes import RECIPES, Recipe
+from consistency_edu.images.runs import PRETRAINED, card, check_info, load_run, read_json
 
 LIMIT = 16_000_000
 ROUNDED = "weights rounded to 16 bits after training"

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from ..consistency import ExactConsistency
 from consistency_edu.data import (
     GaussianMixture,
+    data_std,
     draw_normal,
     draw_points,
     load_digits,
-    spread,
     tensor_batches,
     toy,
     toy_batches,
@@ -236,7 +236,7 @@ def digits_teacher(seed: int, *, with_labels: bool = False, steps: int = 3000) -
     images, labels = load_digits()
     x, classes = images.flatten(1), 10 if with_labels else 0
     with from_seed(seed) as generator:
-        objective = edm_objective(EDMDenoiser(MLP(64, width=256, num_classes=classes), spread(x)))
+        objective = edm_objective(EDMDenoiser(MLP(64, width=256, num_classes=classes), data_std(x)))
         objective = LabelDropout(objective, 10, 0.1) if with_labels else objective
         options = {"with_labels": with_labels, "generator": generator}
         batches = tensor_batches(x, labels if with_labels else None, 256, **options)

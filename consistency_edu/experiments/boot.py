@@ -37,10 +37,10 @@ from consistency_edu.boot import (
 from ..consistency import ConsistencyModel, ExactConsistency, classify
 from consistency_edu.data import (
     GaussianMixture,
+    data_std,
     draw_normal,
     draw_points,
     draw_uniform,
-    spread,
     tensor_batches,
     toy,
     toy_batches,
@@ -180,7 +180,7 @@ def evaluate_cover(cloud: Tensor, bench: ToyBenchmark) -> dict:
     share = torch.bincount(classify(cloud, bench.mixture), minlength=classes) / len(cloud)
     return {
         **bench.evaluate(cloud),
-        "spread": spread(cloud),
+        "spread": data_std(cloud),
         "precision": near.precision,
         "recall": near.recall,
         "mode_recall": float((share * classes > 0.5).float().mean()),
@@ -228,7 +228,7 @@ GUIDANCE_WEIGHTS = (0.0, 1.0, 2.0, 3.0, 4.0)
 def measure_classes(cloud: Tensor, labels: Tensor, mixture: GaussianMixture) -> list[float]:
     """Return the share of `cloud` `[B, 2]` in its own class, and the mean spread of a class."""
     own = (classify(cloud, mixture) == labels).float().mean()
-    spreads = [spread(cloud[labels == k]) for k in range(mixture.num_classes)]
+    spreads = [data_std(cloud[labels == k]) for k in range(mixture.num_classes)]
     return [float(own), sum(spreads) / len(spreads)]
 
 # %% ../../nbs/lab/14_boot.ipynb #bt14e005
@@ -392,7 +392,7 @@ def run_boot_guided_digits(setting: dict, seed: int) -> dict:
         walk = sample_digits(guided, bench.noise, 20, pairs)
         jump = sample_one_step(student, bench.noise, pairs)
         numbers = [bench.evaluate(cloud, bench.labels) for cloud in (walk, jump)]
-        spreads = [[spread(c[bench.labels == k]) for k in range(10)] for c in (walk, jump)]
+        spreads = [[data_std(c[bench.labels == k]) for k in range(10)] for c in (walk, jump)]
         rows.append([w, *numbers, *(sum(s) / 10 for s in spreads), paired_error(walk, jump)])
         one = with_weight(torch.full((12,), 3), w)
         gallery[f"{w:g}"] = encode_images(sample_one_step(student, bench.noise[:12], one))
@@ -415,7 +415,7 @@ def choose_data(domain: str, data: str, generator: torch.Generator) -> Tensor:
         full, other = digits_benchmark(shape=(64,)).train, photo_patches()
         full = full[draw_uniform(full, generator).argsort()]
     if data == "noise":
-        return full.mean(0) + spread(full) * draw_normal(full, generator)
+        return full.mean(0) + data_std(full) * draw_normal(full, generator)
     return other if data == "elsewhere" else full[: int(len(full) * float(data[:-1]) / 100)]
 
 # %% ../../nbs/lab/14_boot.ipynb #bt14e0d5

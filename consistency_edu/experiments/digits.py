@@ -18,18 +18,14 @@ from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from .. import viz
-from ..data import InputError, choose
+from ..data import InputError, check_choice
 from .benchmarks import DigitsBenchmark, digits_benchmark
-from ..image_methods import METHODS, Recipe, evaluations
-from ..image_recipes import DIGITS_RECIPES
-from consistency_edu.image_runs import (
-    Run,
-    check_writable,
-    image_grid,
-    load_run,
-    train_recipe,
-    write_json,
-)
+from ..files import check_writable, write_json
+from ..images.methods import METHODS, evaluations
+from ..images.recipes import DIGITS_RECIPES, Recipe
+from ..images.runs import Run, load_run
+from ..images.trainer import train_recipe
+from ..viz import image_grid
 
 # %% ../../nbs/lab/18_digits.ipynb #sc000008
 @dataclass(frozen=True)
@@ -134,7 +130,7 @@ def run_digits(config: DigitsConfig, report: Callable[[str], None] = tqdm.write)
     if not 0 < config.effort < math.inf or not 0 <= config.seed < 2**63:
         raise InputError("effort must be above 0, and the seed must lie in 0 … 2^63 - 1.")
     for method in config.only:
-        choose("method", method, METHODS)
+        check_choice("method", method, METHODS)
     check_writable(config.out / "runs")
     for folder, kind in (("results", "json"), ("images", "png")):
         check_writable(config.out / folder, f"{config.name}.{kind}")

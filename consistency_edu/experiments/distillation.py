@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..consistency import ConsistencyModel, per_sample_loss
 from consistency_edu.data import (
-    choose,
+    check_choice,
     tensor_batches,
     toy,
     toy_batches,
@@ -106,11 +106,11 @@ class ToySetting:
     teacher_steps: int = 3000
 
     def __post_init__(self):
-        choose("teacher", self.teacher, ("exact", "learned"))
-        choose("solver", self.solver, SOLVERS)
-        choose("distance", self.distance, DISTANCES)
-        choose("weight", self.weight, WEIGHTS)
-        choose("flow", self.flow, FLOWS)
+        check_choice("teacher", self.teacher, ("exact", "learned"))
+        check_choice("solver", self.solver, SOLVERS)
+        check_choice("distance", self.distance, DISTANCES)
+        check_choice("weight", self.weight, WEIGHTS)
+        check_choice("flow", self.flow, FLOWS)
 
     def objective(self, online: nn.Module, teacher: Callable) -> ConsistencyDistillation:
         """Return the objective that trains `online` on `teacher` in this way."""

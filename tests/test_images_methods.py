@@ -11,18 +11,13 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import squeezenet1_1
 
-from consistency_edu import image_methods
 from consistency_edu.data import InputError
 from consistency_edu.distances import FeatureDistance
 from consistency_edu.guidance import Guided
-from consistency_edu.image_methods import (
+from consistency_edu.images import methods
+from consistency_edu.images import perceptual as perceptual_module
+from consistency_edu.images.methods import (
     METHODS,
-    Clamped,
-    EfficientNetMaps,
-    Halving,
-    LpipsMaps,
-    Recipe,
-    as_seen,
     build_model,
     build_network,
     build_objective,
@@ -32,12 +27,15 @@ from consistency_edu.image_methods import (
     evaluations,
     network_in,
     override,
-    perceptual,
-    present,
     sigma_grid,
+    to_sampler,
+    wrap_teacher,
 )
-from consistency_edu.image_recipes import RECIPES
+from consistency_edu.images.perceptual import EfficientNetMaps, LpipsMaps, perceptual
+from consistency_edu.images.recipes import RECIPES, Recipe
 from consistency_edu.pf_ode import EDMDenoiser, heun_step
+from consistency_edu.progressive import Halving
+from consistency_edu.sampling import Clamped
 from consistency_edu.training import train
 
 SHAPE = (1, 4, 4)
@@ -127,7 +125,7 @@ def test_every_method_trains_and_samples(method, generator):
     assert loss.shape == (6,) and loss.isfinite().all()
     grads = [p.grad for p in objective.online.parameters() if p.grad is not None]
     assert grads and sum(float(g.abs().sum()) for g in grads) > 0
-    shown = present(recipe, objective.online)
+    shown = to_sampler(recipe, objective.online)
     noise = torch.randn(3, *SHAPE, generator=generator)
     assert draw_samples(recipe, shown, noise).shape == noise.shape
 
@@ -162,11 +160,11 @@ def test_another_network_than_the_teachers_is_refused():
 def test_a_run_can_start_from_any_model_with_the_same_network(method):
     recipe = Recipe("try", method=method, points=8)
     teacher = EDMDenoiser(build_network(recipe, SHAPE))
-    first = present(dataclasses.replace(recipe, method="boot"), objective_of("boot")[1].online)
+    first = to_sampler(dataclasses.replace(recipe, method="boot"), objective_of("boot")[1].online)
     network = build_network(recipe, SHAPE)
-    needs = teacher if method in image_methods.NEEDS_TEACHER else None
+    needs = teacher if METHODS[method].needs_teacher else None
     build_objective(recipe, network, needs, start=first)
-    theirs = image_methods.network_in(first).state_dict()
+    theirs = methods.network_in(first).state_dict()
     assert all(torch.equal(v, theirs[name]) for name, v in network.state_dict().items())
     other = EDMDenoiser(build_network(recipe, (1, 2, 2)))
     with pytest.raises(InputError, match="--start"):
@@ -199,10 +197,10 @@ def test_a_clamped_teacher_stays_among_pixels():
 
 def test_guidance_and_clamp_are_what_the_student_sees():
     recipe = Recipe("try", method="boot", labels=True, guidance=2.0, clamp=True)
-    seen = as_seen(recipe, teacher_of(recipe, 3))
+    seen = wrap_teacher(recipe, teacher_of(recipe, 3))
     assert isinstance(seen, Clamped) and isinstance(seen.model, Guided)
     assert seen.model.weight == 2.0
-    assert isinstance(as_seen(Recipe("try"), teacher_of(recipe, 3)), EDMDenoiser)
+    assert isinstance(wrap_teacher(Recipe("try"), teacher_of(recipe, 3)), EDMDenoiser)
 
 
 @pytest.mark.parametrize("method", ["teacher", "cd", "pd", "boot", "direct"])
@@ -215,7 +213,7 @@ def test_samples_are_clamped_if_the_recipe_says_so(method):
     noise, images = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(2)), {}
     for clamp in (False, True):
         said = dataclasses.replace(recipe, clamp_samples=clamp)
-        shown = present(said, model, 2 if method == "pd" else 1)
+        shown = to_sampler(said, model, 2 if method == "pd" else 1)
         images[clamp] = draw_samples(said, shown, noise, steps=2 if method == "cd" else 1)
     assert images[False].abs().max() > 2 and images[True].abs().max() < 1.05  # PD keeps some noise
     if method in ("cd", "pd"):  # the first answer is clamped as well, so the second is another
@@ -301,7 +299,7 @@ def test_rounds_survive_a_checkpoint():
 def test_a_one_step_student_of_pd_takes_one_step_and_a_two_step_one_two():
     recipe = Recipe("try", method="pd", points=8)
     model = build_model(recipe, build_network(recipe, SHAPE))
-    assert present(recipe, model).steps == 1 and present(recipe, model, 2).steps == 2
+    assert to_sampler(recipe, model).steps == 1 and to_sampler(recipe, model, 2).steps == 2
 
 
 def test_the_families_are_complete():
@@ -379,7 +377,7 @@ def pictures(count=3, size=48, seed=0):
 
 def test_lpips_with_fitting_weights_is_the_packages(backbone, monkeypatch):
     digest = hashlib.sha256(backbone.read_bytes()).hexdigest()
-    monkeypatch.setitem(image_methods.TORCHVISION, "squeeze", digest[:8])
+    monkeypatch.setitem(perceptual_module.TORCHVISION, "squeeze", digest[:8])
     a, b = pictures(), pictures(seed=1)
     for learned in (True, False):
         if not learned:
@@ -490,7 +488,7 @@ def test_every_student_can_learn_by_looking_and_keeps_the_network_to_itself(
     method, backbone, monkeypatch
 ):
     small = lambda kind, file: LpipsMaps("squeeze", backbone)  # noqa: E731
-    monkeypatch.setattr(image_methods, "LpipsMaps", small)
+    monkeypatch.setattr(perceptual_module, "LpipsMaps", small)
     recipe, objective = objective_of(method, distance="lpips", enlarge=48, decay=0.5)
     x = torch.rand(2, *SHAPE) * 2 - 1
     plain, _ = objective_of(method)[1], objective.train()

@@ -1,4 +1,4 @@
-"""Runs in folders: pace, books, resuming, refusing, and what is left at the end."""
+"""Runs in folders: progress, metrics, resuming, refusing, and what is left at the end."""
 
 import dataclasses
 import errno
@@ -26,31 +26,25 @@ from consistency_edu import (
     files,
     guidance,
     image_loader,
-    image_runs,
     image_sets,
     progressive,
     training,
+    viz,
 )
 from consistency_edu.checkpoints import checksum, weights_of
 from consistency_edu.cli import main
 from consistency_edu.data import InputError
 from consistency_edu.files import BOUNDS
-from consistency_edu.image_methods import Recipe, override
-from consistency_edu.image_recipes import RECIPES
-from consistency_edu.image_runs import (
-    Pace,
-    Recorder,
-    batches_of,
-    cut_metrics,
-    image_grid,
-    load_pretrained,
-    load_run,
-    open_workshop,
-    read_metrics,
-    train_recipe,
-)
-from consistency_edu.long_runs import Shelf, Stopped, hold
+from consistency_edu.images import runs, setup, trainer
+from consistency_edu.images.methods import override
+from consistency_edu.images.progress import MetricsLogger, Progress, read_metrics
+from consistency_edu.images.recipes import RECIPES, Recipe
+from consistency_edu.images.runs import load_pretrained, load_run
+from consistency_edu.images.setup import make_batches
+from consistency_edu.images.trainer import Trainer, train_recipe
+from consistency_edu.long_runs import CheckpointManager, Interrupted, hold
 from consistency_edu.training import TrainingDiverged
+from consistency_edu.viz import image_grid
 
 TEACHER = override(RECIPES["digits-teacher"], {"steps": "60", "batch": "16"})
 
@@ -65,7 +59,7 @@ def teacher(tmp_path_factory):
     return train_recipe(TEACHER, tmp_path_factory.mktemp("runs") / "teacher")
 
 
-class Clock(Pace):
+class Clock(Progress):
     """A pace with half a second for each step."""
 
     @property
@@ -89,15 +83,15 @@ def test_by_the_clock_the_objective_is_told_its_length():
     objective.total_steps = 5000
     pace = Clock(recipe, objective)
     state = type("State", (), {"step": 30})
-    assert pace.follow(state) and objective.total_steps == 120
+    assert pace.update(state) and objective.total_steps == 120
     state.step = 120
-    assert not pace.follow(state)
+    assert not pace.update(state)
 
 
 def test_by_steps_the_length_is_left_alone():
     objective = nn.Module()
     objective.total_steps = 77
-    Clock(Recipe("try", steps=50), objective).follow(type("State", (), {"step": 30}))
+    Clock(Recipe("try", steps=50), objective).update(type("State", (), {"step": 30}))
     assert objective.total_steps == 77
 
 
@@ -119,13 +113,13 @@ def test_every_method_leaves_a_whole_run(method, teacher, tmp_path):
 
 
 def interrupt_at(step, number=signal.SIGINT):
-    class Interrupted(Recorder):
-        def note(self, state):
-            super().note(state)
+    class Struck(Trainer):
+        def record(self, state):
+            super().record(state)
             if state.step == step:
                 signal.raise_signal(number)
 
-    return Interrupted
+    return Struck
 
 
 @pytest.mark.parametrize("method", ["teacher", "pd", "boot"])
@@ -133,8 +127,8 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(method, teacher, tmp_p
     recipe = short(f"digits-{method}")
     whole = train_recipe(recipe, tmp_path / "whole", teacher=teacher)
     with monkeypatch.context() as patch:
-        patch.setattr(image_runs, "Recorder", interrupt_at(9))
-        with pytest.raises(Stopped):
+        patch.setattr(trainer, "Trainer", interrupt_at(9))
+        with pytest.raises(Interrupted):
             train_recipe(recipe, tmp_path / "broken", teacher=teacher)
     assert not (tmp_path / "broken" / "run.json").exists()
     broken = train_recipe(recipe, tmp_path / "broken", teacher=teacher, resume=True)
@@ -162,24 +156,24 @@ def test_a_run_tells_what_it_was_made_from(teacher, tmp_path):
 
 
 def test_cached_pairs_are_made_by_a_teacher_that_is_fast_by_then(teacher, tmp_path, monkeypatch):
-    order, first = [], image_runs.make_pairs
+    order, first = [], setup.make_pairs
 
     def make_pairs(*args, **options):
         order.append(options["batch_size"])
         return first(*args, **options)
 
-    monkeypatch.setattr(image_runs, "prepare", lambda *_: order.append("prepare"))
-    monkeypatch.setattr(image_runs, "make_pairs", make_pairs)
+    monkeypatch.setattr(setup, "compile_objective", lambda *_: order.append("prepare"))
+    monkeypatch.setattr(setup, "make_pairs", make_pairs)
     recipe = override(short("digits-direct"), {"batch": "24", "pairs": "40"})
-    shop = open_workshop(recipe, tmp_path / "direct", teacher=teacher)
+    made = Trainer.from_recipe(recipe, tmp_path / "direct", teacher=teacher)
     assert order == ["prepare", 24]  # in batches of the size that was compiled
-    assert len(shop.objective.pairs.noise) == 40
+    assert len(made.objective.pairs.noise) == 40
 
 
 def test_what_cached_pairs_cost_is_told(teacher, tmp_path, monkeypatch):
-    first = image_runs.make_pairs
+    first = setup.make_pairs
     slow = lambda *args, **options: (time.sleep(0.3), first(*args, **options))[1]  # noqa: E731
-    monkeypatch.setattr(image_runs, "make_pairs", slow)
+    monkeypatch.setattr(setup, "make_pairs", slow)
     recipe = override(short("digits-direct"), {"pairs": "40"})
     folder = train_recipe(recipe, tmp_path / "direct", teacher=teacher)
     assert load_run(folder).info["pairs_seconds"] >= 0.3
@@ -193,13 +187,13 @@ def test_the_two_step_student_is_the_one_that_the_last_round_started_from(
     """Of 12 steps the round to 2 steps has 4, and the last one 8."""
     at_the_end_of_a_round = []
 
-    class Watching(Recorder):
-        def note(self, state):
-            super().note(state)
+    class Watching(Trainer):
+        def record(self, state):
+            super().record(state)
             if state.step == 4:
                 at_the_end_of_a_round.append(weights_of(state.objective.online))
 
-    monkeypatch.setattr(image_runs, "Recorder", Watching)
+    monkeypatch.setattr(trainer, "Trainer", Watching)
     recipe = short("digits-pd", steps=12, points=4)
     folder = train_recipe(recipe, tmp_path / "pd", teacher=teacher)
     two, one = (load_file(folder / f"{name}.safetensors") for name in ("two_steps", "model"))
@@ -227,16 +221,16 @@ def test_the_clock_and_tensorboard_go_on_at_a_resume(tmp_path, monkeypatch):
     accumulator = "tensorboard.backend.event_processing.event_accumulator"
     events, spent = pytest.importorskip(accumulator), []
 
-    class Spy(Pace):
+    class Spy(Progress):
         def __init__(self, recipe, objective, seconds=0.0, step=0):
             super().__init__(recipe, objective, seconds, step)
             spent.append(seconds)
 
-    monkeypatch.setattr(image_runs, "Pace", Spy)
+    monkeypatch.setattr(trainer, "Progress", Spy)
     recipe, options = short("digits-ct", steps=120), {"tensorboard": True, "save_every": 40}
     with monkeypatch.context() as patch:
-        patch.setattr(image_runs, "Recorder", interrupt_at(60))
-        with pytest.raises(Stopped):
+        patch.setattr(trainer, "Trainer", interrupt_at(60))
+        with pytest.raises(Interrupted):
             train_recipe(recipe, tmp_path / "run", **options)
     train_recipe(recipe, tmp_path / "run", resume=True, **options)
     board = events.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
@@ -245,7 +239,7 @@ def test_the_clock_and_tensorboard_go_on_at_a_resume(tmp_path, monkeypatch):
     rows = read_metrics(tmp_path / "run")
     assert [step for step, _ in shown] == [row["step"] for row in rows] == [50, 100, 120]
     assert [value for _, value in shown] == pytest.approx([row["loss"] for row in rows])
-    assert spent[0] == 0 < spent[1]
+    assert spent[0] == 0 < spent[-1]
     info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert info["checkpoints"] == 3 and 0 < info["checkpoint_seconds"] < info["seconds"]
 
@@ -306,17 +300,17 @@ def test_no_gpu_is_one_sentence(tmp_path):
 
 
 def test_data_free_runs_see_no_data(teacher, tmp_path):
-    shop = open_workshop(short("digits-boot"), tmp_path / "boot", teacher=teacher)
-    x, labels = next(shop.batches)
+    made = Trainer.from_recipe(short("digits-boot"), tmp_path / "boot", teacher=teacher)
+    x, labels = next(made.batches)
     assert x.shape == (16, 1, 8, 8) and x.isnan().all() and labels is None
-    x, _ = next(open_workshop(short("digits-ct"), tmp_path / "ct").batches)
+    x, _ = next(Trainer.from_recipe(short("digits-ct"), tmp_path / "ct").batches)
     assert x.isfinite().all()
 
 
 def test_a_run_starts_from_another_runs_weights(teacher, tmp_path):
-    shop = open_workshop(short("digits-ct"), tmp_path / "ct", start=teacher)
+    made = Trainer.from_recipe(short("digits-ct"), tmp_path / "ct", start=teacher)
     theirs = load_run(teacher).model.network.state_dict()
-    ours = shop.objective.online.network.state_dict()
+    ours = made.objective.online.network.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(v, theirs[name]) for name, v in ours.items())
 
@@ -326,7 +320,7 @@ def test_batches_without_data_draw_all_classes_and_as_many_numbers_without_label
     recipe = override(RECIPES["digits-boot"], {"labels": labels, "batch": 400})
     dice, same = (torch.Generator().manual_seed(0) for _ in range(2))
     digits = image_sets.load_images("digits")
-    x, drawn = next(batches_of(recipe, digits, torch.device("cpu"), dice))
+    x, drawn = next(make_batches(recipe, digits, torch.device("cpu"), dice))
     expected = (torch.rand(400, generator=same) * 10).long()
     assert x.shape == (400, 1, 8, 8) and x.isnan().all()
     assert torch.equal(dice.get_state(), same.get_state())
@@ -338,9 +332,10 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
     rows = [{"step": 50 * k, "seconds": 2.0 * k} for k in (1, 2, 3)]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "metrics.jsonl").write_text(lines + '{"step": 2')
-    assert [row["seconds"] for row in cut_metrics(tmp_path, 100)] == [2.0, 4.0]
-    assert [row["step"] for row in read_metrics(tmp_path)] == [50, 100]
-    assert cut_metrics(tmp_path, 0) == [] and read_metrics(tmp_path) == []
+    MetricsLogger(tmp_path, 100)
+    assert [row["seconds"] for row in read_metrics(tmp_path)] == [2.0, 4.0]
+    MetricsLogger(tmp_path)
+    assert read_metrics(tmp_path) == []
 
 
 def test_a_grid_keeps_each_image_together():
@@ -365,8 +360,8 @@ def test_what_a_run_claims_is_bounded_before_it_is_read(tmp_path, monkeypatch):
     assert BOUNDS["bytes of weights"][0] >= 2**32  # more than any U-Net of the course has
     monkeypatch.setitem(BOUNDS, "bytes of weights", (2**20, "copy the file anew"))
     for name, read, most in (
-        ("run.json", image_runs.read_json, 2**24),
-        ("model.safetensors", image_runs.read_weights, 2**20),
+        ("run.json", runs.read_json, 2**24),
+        ("model.safetensors", runs.read_weights, 2**20),
     ):
         with (tmp_path / name).open("wb") as file:
             file.truncate(most + 1)  # a hole
@@ -389,7 +384,7 @@ def test_weights_whose_headers_claim_too_much_are_refused(tmp_path):
         for length in (len(header), 2**40, 2**63 + 1):
             path.write_bytes(length.to_bytes(8, "little") + header + bytes(4))
             with pytest.raises(InputError, match="cannot load"):
-                image_runs.read_weights(path)
+                runs.read_weights(path)
 
 
 # ------------------------------------------------------------------ one run in one folder
@@ -408,9 +403,9 @@ def test_a_folder_has_one_run_at_a_time_however_it_is_spelt(tmp_path, monkeypatc
     folder, said = tmp_path / "run", []
     ways = spellings(folder, tmp_path)
 
-    class Second(Recorder):
-        def note(self, state):
-            super().note(state)
+    class Second(Trainer):
+        def record(self, state):
+            super().record(state)
             for way in ways if state.step == 3 else ():
                 for resume in (True, False):
                     with pytest.raises(InputError, match="another process is training the run"):
@@ -418,7 +413,7 @@ def test_a_folder_has_one_run_at_a_time_however_it_is_spelt(tmp_path, monkeypatc
                     said.append(way)
 
     with monkeypatch.context() as patch:
-        patch.setattr(image_runs, "Recorder", Second)
+        patch.setattr(trainer, "Trainer", Second)
         train_recipe(short("digits-ct"), folder)
     assert len(said) == 10 and not list(folder.glob(".*"))
     assert train_recipe(short("digits-ct"), ways[1], resume=True) == ways[1]
@@ -445,11 +440,11 @@ def test_a_second_process_is_kept_out_and_a_killed_one_is_not_waited_for(tmp_pat
     finally:
         first.kill(), first.wait()
     assert (folder / ".lock").exists()
-    reached = int(Shelf(folder / "checkpoints").folders[-1].name[5:])
+    reached = int(CheckpointManager(folder / "checkpoints").folders[-1].name[5:])
     assert main([*args, "--steps=1000000", "--lr=1e-5"]) == 2
     assert "begun with lr" in capsys.readouterr().err
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_runs, "Recorder", interrupt_at(reached + 3))
+        patch.setattr(trainer, "Trainer", interrupt_at(reached + 3))
         assert main([*args, "--steps=1000000"]) == 130
     assert not (folder / ".lock").exists()
 
@@ -470,8 +465,8 @@ def test_a_lock_of_another_machine_is_a_persons_matter(tmp_path):
 
 def left_at_9(recipe, folder, monkeypatch, **options):
     with monkeypatch.context() as patch:
-        patch.setattr(image_runs, "Recorder", interrupt_at(9))
-        with pytest.raises(Stopped):
+        patch.setattr(trainer, "Trainer", interrupt_at(9))
+        with pytest.raises(Interrupted):
             train_recipe(recipe, folder, **options)
     return folder
 
@@ -523,7 +518,7 @@ def test_the_checkpoint_itself_says_what_it_was_begun_with(tmp_path, monkeypatch
 def test_a_checkpoint_that_says_nothing_of_it_is_resumed(tmp_path, monkeypatch):
     recipe = short("digits-ct")
     run = left_at_9(recipe, tmp_path / "run", monkeypatch)
-    newest = Shelf(run / "checkpoints").folders[-1]
+    newest = CheckpointManager(run / "checkpoints").folders[-1]
     state = json.loads((newest / "state.json").read_text())
     del state["extra"]["begun"]
     (newest / "state.json").write_text(json.dumps(state))
@@ -565,13 +560,13 @@ def test_weights_to_start_from_mean_the_same(students, teacher, tmp_path):
             options = {"teacher": teacher, "start": student}
             recipe = short(f"digits-{begun}", steps=1)
             if (begun, method) in pairs:
-                open_workshop(recipe, tmp_path / "fine", **options)
+                Trainer.from_recipe(recipe, tmp_path / "fine", **options)
                 continue
             with pytest.raises(InputError, match=f"is a run of {method}, whose weights"):
                 train_recipe(recipe, tmp_path / "run", **options)
     for begun in ("teacher", *students):
         recipe = short(f"digits-{begun}", steps=1)
-        open_workshop(recipe, tmp_path / "fine", teacher=teacher, start=teacher)
+        Trainer.from_recipe(recipe, tmp_path / "fine", teacher=teacher, start=teacher)
     assert not (tmp_path / "run").exists()
 
 
@@ -593,15 +588,15 @@ def test_edits_need_a_student_that_jumps_from_any_level(students, teacher, tmp_p
 def poison(monkeypatch, at, spoil):
     """Let `spoil` change the weights of a run after step `at`, with a loss that stays finite."""
 
-    class Poisoned(Recorder):
-        def note(self, state):
+    class Poisoned(Trainer):
+        def record(self, state):
             if state.step == at:
                 with torch.no_grad():
                     for module in (state.objective.online, state.ema.model):
                         spoil(next(module.parameters()))
-            super().note(state)
+            super().record(state)
 
-    monkeypatch.setattr(image_runs, "Recorder", Poisoned)
+    monkeypatch.setattr(trainer, "Trainer", Poisoned)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e12])
@@ -613,23 +608,23 @@ def test_a_run_never_ends_well_with_bad_weights(at, value, tmp_path, monkeypatch
         with pytest.raises(TrainingDiverged, match="The last good checkpoint is '.*step_0") as told:
             train_recipe(recipe, folder, save_every=3)
     assert "--resume repeats the run from there" in str(told.value)
-    kept = Shelf(folder / "checkpoints").latest()
+    kept = CheckpointManager(folder / "checkpoints").latest()
     assert kept.step < at and all(w.isfinite().all() for w in kept.objective.values())
     assert not (folder / "run.json").exists() and not (folder / "model.safetensors").exists()
     assert load_run(train_recipe(recipe, folder, resume=True)).info["steps"] == 14
 
 
 def test_no_picture_is_drawn_of_nan(tmp_path, teacher, capsys, monkeypatch):
-    figures = image_runs.viz.plt.get_fignums()
+    figures = viz.plt.get_fignums()
     with pytest.raises(InputError, match="not finite"):
         image_grid(torch.full((4, 1, 2, 2), float("nan")))
     with monkeypatch.context() as patch:
-        patch.setattr(image_runs, "draw_samples", lambda *args, **options: args[2] * torch.inf)
+        patch.setattr(trainer, "draw_samples", lambda *args, **options: args[2] * torch.inf)
         with pytest.raises(TrainingDiverged, match="no picture of them is written"):
             with pytest.warns(UserWarning, match="samples of 'step .* no picture of them"):
                 train_recipe(short("digits-ct"), tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.png"))
-    assert image_runs.viz.plt.get_fignums() == figures
+    assert viz.plt.get_fignums() == figures
     run = shutil.copytree(teacher, tmp_path / "bad")
     weights = load_file(run / "model.safetensors")
     next(iter(weights.values()))[0] = float("nan")
@@ -643,18 +638,18 @@ def test_no_picture_is_drawn_of_nan(tmp_path, teacher, capsys, monkeypatch):
 
 def test_a_sigma_data_far_from_what_it_should_be_is_told(teacher, tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="sigma_data is 2, but the spread of its data is 0.54"):
-        open_workshop(short("digits-ct", sigma_data=2.0), tmp_path / "ct")
+        Trainer.from_recipe(short("digits-ct", sigma_data=2.0), tmp_path / "ct")
     for method in ("cd", "boot"):
         recipe = short(f"digits-{method}", sigma_data=0.3)
         with pytest.warns(UserWarning, match="but its teacher's is 0.54: .*--sigma-data 0.54"):
-            open_workshop(recipe, tmp_path / method, teacher=teacher)
+            Trainer.from_recipe(recipe, tmp_path / method, teacher=teacher)
     black = pictures(tmp_path / "black")
     for path in (black / "a").iterdir():
         Image.new("L", (8, 8)).save(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        open_workshop(short("digits-boot", data=str(black)), tmp_path / "b", teacher=teacher)
-        open_workshop(short("digits-ct", data=str(black)), tmp_path / "c")
+        Trainer.from_recipe(short("digits-boot", data=str(black)), tmp_path / "b", teacher=teacher)
+        Trainer.from_recipe(short("digits-ct", data=str(black)), tmp_path / "c")
 
 
 # ------------------------------------------------------------------ randomness and full disks
@@ -713,8 +708,8 @@ def test_weights_are_on_the_disk_before_checkpoints_go(tmp_path, monkeypatch):
 
 
 def test_a_line_of_metrics_is_whole_or_not_there(tmp_path, monkeypatch):
-    path = tmp_path / "metrics.jsonl"
-    image_runs.add_line(path, "{}")
+    path, logger = tmp_path / "metrics.jsonl", MetricsLogger(tmp_path)
+    logger.log({"step": 7})
 
     class Full(io.StringIO):
         def __exit__(self, *error):
@@ -725,8 +720,8 @@ def test_a_line_of_metrics_is_whole_or_not_there(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", lambda *_, **__: Full())
         with pytest.raises(OSError):
-            image_runs.add_line(path, '{"step": 50}')
-    assert path.read_text() == "{}\n"
+            logger.log({"step": 50})
+    assert path.read_text() == '{"step": 7}\n'
 
 
 # ------------------------------------------------------------------ devices without float64
@@ -741,8 +736,8 @@ def floats_of(module):
 def test_where_float64_is_missing_runs_go_on_in_float32(method, teacher, tmp_path, monkeypatch):
     for module in (data, evaluation, guidance, image_loader, progressive, training):
         monkeypatch.setattr(module, "widest", lambda device: torch.float32)  # as on a Mac's GPU
-    opened, real = [], image_runs.prepare
-    monkeypatch.setattr(image_runs, "prepare", lambda *a: opened.append(a[1]) or real(*a))
+    opened, real = [], setup.compile_objective
+    monkeypatch.setattr(setup, "compile_objective", lambda *a: opened.append(a[1]) or real(*a))
     options = {} if method == "ct" else {"teacher": teacher}
     folder = train_recipe(short(f"digits-{method}", steps=2), tmp_path / "run", **options)
     run = load_run(folder)
@@ -760,4 +755,4 @@ def test_only_a_macs_gpu_lacks_float64():
 def test_weights_that_are_not_finite_are_not_loaded(value, tmp_path):
     save_file({"a": torch.tensor([0.0, value])}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="some weights are not finite"):
-        image_runs.read_weights(tmp_path / "model.safetensors")
+        runs.read_weights(tmp_path / "model.safetensors")

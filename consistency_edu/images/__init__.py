@@ -1,0 +1,1 @@
+"""Training on images: recipes, methods, and the run around the training loop."""
