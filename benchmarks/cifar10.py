@@ -30,14 +30,17 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from consistency_edu import image_runs
 from consistency_edu.checkpoints import load_weights, weights_of
 from consistency_edu.evaluation import evaluate_images, random_images, reference_of, tell_numbers
 from consistency_edu.features import load_features
-from consistency_edu.image_methods import override
-from consistency_edu.image_recipes import RECIPES
 from consistency_edu.image_sets import load_images
-from consistency_edu.long_runs import Stopped
+from consistency_edu.images import progress, setup, trainer
+from consistency_edu.images.methods import override
+from consistency_edu.images.progress import read_metrics
+from consistency_edu.images.recipes import RECIPES
+from consistency_edu.images.runs import load_run
+from consistency_edu.images.trainer import train_recipe
+from consistency_edu.long_runs import Interrupted
 from consistency_edu.training import compile_networks, set_precision
 
 START = time.perf_counter()
@@ -72,26 +75,26 @@ def shortened(recipe, until, spent):
 
 
 def late(until):
-    """Pace that shortens a run when its clock starts, which is after compiling."""
-    first = image_runs.Pace.__init__
+    """Shorten a run when its clock starts, which is after compiling."""
+    first = progress.Progress.__init__
 
-    def start(self, recipe, objective, spent=0.0, step=0):
-        first(self, shortened(recipe, until, spent), objective, spent, step)
+    def start(self, recipe, objective, seconds=0.0, step=0):
+        first(self, shortened(recipe, until, seconds), objective, seconds, step)
 
-    image_runs.Pace.__init__ = start
+    progress.Progress.__init__ = start
 
 
 def keep_the_fifths():
     """Let a run keep its averaged weights, halved, beside the samples that it shows."""
-    first = image_runs.Workshop.show
+    first = trainer.Trainer.draw
 
-    def show(self, model, path, title):
+    def draw(self, model, path, title):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.parent.name == "samples":
             save_file(halves(weights_of(model)), path.with_suffix(".safetensors"))
         return first(self, model, path, title)
 
-    image_runs.Workshop.show = show
+    trainer.Trainer.draw = draw
 
 
 def train_job(name, recipe, extra, runs):
@@ -110,8 +113,8 @@ def train_job(name, recipe, extra, runs):
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="torch.compile failed, so training")
-            return image_runs.train_recipe(recipe, folder, **options)
-    except Stopped:
+            return train_recipe(recipe, folder, **options)
+    except Interrupted:
         raise
     except Exception as error:
         if recipe.compiles != "graphs":
@@ -120,7 +123,7 @@ def train_job(name, recipe, extra, runs):
         say(name, f"no CUDA graphs ({type(error).__name__}: {str(error)[:300]})")
     torch.cuda.empty_cache()
     recipe = dataclasses.replace(recipe, compiles="networks")
-    return image_runs.train_recipe(recipe, folder, **options)
+    return train_recipe(recipe, folder, **options)
 
 
 def keep(folder, out):
@@ -147,7 +150,7 @@ def samples_of(run, count, steps, device):
 
 def fast(folder, device, steps=1):
     """The finished run in `folder`, to be sampled in `steps`; on a GPU in bfloat16 and compiled."""
-    run = image_runs.load_run(folder, device, steps)
+    run = load_run(folder, device, steps)
     if device != "cpu":
         set_precision(run.model, torch.bfloat16)
         compile_networks(run.model)
@@ -185,7 +188,7 @@ def judge_job(name, judge, folder, args):
 def learning_job(name, judge, run, folder, args):
     """Write the learning curve: one-step scores of the weights kept at each fifth, and at the end."""
     count = min(args.samples, 10_000)
-    rows = {row["step"]: row for row in image_runs.read_metrics(folder)}
+    rows = {row["step"]: row for row in read_metrics(folder)}
     last = run.info["steps"]
     files = {int(f.stem.split("_")[1]): f for f in (folder / "samples").glob("*.safetensors")}
     curve = []
@@ -222,7 +225,7 @@ def main():
     late(args.until)
     keep_the_fifths()
     train, judge = load_images(args.data, "train"), None
-    image_runs.load_images = lambda *_, **__: train  # decoded once for all jobs
+    setup.load_images = lambda *_, **__: train  # decoded once for all jobs
     for name, recipe, extra in jobs:
         say("training", name)
         try:
@@ -230,7 +233,7 @@ def main():
             keep(folder, args.out / name)
             judge = judge or Judge(args.features, train, args.runs, args.device)
             judge_job(name, judge, folder, args)
-        except Stopped as stop:
+        except Interrupted as stop:
             return say(name, stop)
         except Exception:  # the other jobs need not suffer
             say(name, "failed:")

@@ -5,8 +5,8 @@
 
 Reads the runs under --runs (those of --names only) and writes to --out: structure.json (how far
 students' images lie from the teacher's of the same noise, and of another noise), gallery.npz (32
-noises through all samplers), coverage.json (shares of the classes, by a linear probe on the features), speeds.json (images per
-second on this card), curves.json (Fréchet distance of --samples samples against evaluations; for the
+noises through all samplers), texture.json (their contrast, grain and variety), coverage.json (shares
+of the classes, by a linear probe on the features), speeds.json (images per second on this card), curves.json (Fréchet distance of --samples samples against evaluations; for the
 runs named by --search with time points found by ternary search), in this order; what does not fit
 before --until seconds is left out.  What the files there say of other runs stays.  The teacher of the
 comparisons is the run teacher-small.
@@ -22,8 +22,8 @@ import torch
 from cifar10 import BATCH, START, Judge, fast, say, write
 
 from consistency_edu.evaluation import as_rgb
-from consistency_edu.image_methods import evaluations, sigma_grid
 from consistency_edu.image_sets import load_images
+from consistency_edu.images.methods import evaluations, sigma_grid
 from consistency_edu.pf_ode import euler_step, heun_step, karras_sigmas, solve_pf_ode
 from consistency_edu.sampling import sample_multistep, search_time_points
 
@@ -88,6 +88,18 @@ class Bench:
         return torch.cat(list(self.batches(way, count)))
 
 
+def texture(images):
+    """Return contrast, grain and variety of uint8 `images` `[B, C, H, W]`, in grey levels.
+
+    They are the spread of an image's numbers, the mean difference of neighbouring pixels, and the
+    root mean square distance of an image from the next one.
+    """
+    x = images.astype(float)
+    apart = np.sqrt(np.square(x - np.roll(x, 1, 0)).mean((1, 2, 3))).mean()
+    numbers = x.reshape(len(x), -1).std(1).mean(), np.abs(np.diff(x, axis=3)).mean(), apart
+    return dict(zip(("contrast", "grain", "variety"), map(float, numbers)))
+
+
 def structure(bench, runs, judge):
     """Paired and shuffled distances of students to the teacher; the gallery."""
     found = ways(runs)
@@ -107,6 +119,8 @@ def structure(bench, runs, judge):
     file = bench.args.out / "gallery.npz"
     before = dict(np.load(file)) if file.exists() else {}
     np.savez_compressed(file, **(before | gallery))
+    looks = {name: texture(images) for name, images in (before | gallery).items()}
+    write(bench.args.out / "texture.json", {"count": GALLERY, **looks})
     return distances
 
 

@@ -21,8 +21,9 @@ import torch
 from consistency_edu.editing import add_noise
 from consistency_edu.evaluation import Moments, frechet_of_moments
 from consistency_edu.features import load_features
-from consistency_edu.image_runs import load_pretrained, write_json
+from consistency_edu.files import write_json
 from consistency_edu.image_sets import load_images, to_pixels
+from consistency_edu.images.runs import load_pretrained
 from consistency_edu.sampling import Clamped, sample_one_step
 
 

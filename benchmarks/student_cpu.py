@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from consistency_edu.image_methods import PRECISIONS, network_in, sigma_grid
-from consistency_edu.image_runs import load_run
+from consistency_edu.images.methods import PRECISIONS, network_in, sigma_grid
+from consistency_edu.images.runs import load_run
 from consistency_edu.pf_ode import EDMDenoiser, solve_pf_ode
 from consistency_edu.sampling import sample_one_step
 

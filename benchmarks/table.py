@@ -5,6 +5,7 @@ python3 benchmarks/table.py            # and `--check` says whether they are up 
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -72,13 +73,30 @@ def pair(row: dict, content: dict) -> str:
     return "| " + " | ".join([name, *numbers, *rates]) + " |"
 
 
+def cpus() -> str:
+    """Return the table of the student that ships on two cores of each CPU, the fastest first."""
+    rows = {}
+    for path in FOLDER.glob("results/student_cpu_*.txt"):
+        text = path.read_text(encoding="utf-8")
+        cpu, precision = re.match(r"(.*?) \(.*?, (\w+); cifar10", text).groups()
+        found = {
+            float(rate): batch
+            for batch, rate in re.findall(r"batch +(\d+), channels last +([\d.]+) images/s", text)
+        }
+        low, high = min(found), max(found)
+        cpu = cpu.replace("(R)", "").removesuffix(" Processor")
+        rows[high] = f"| {cpu} | {precision} | {low} to **{high}** | {found[high]} |"
+    head = "| two virtual cores of | precision | images/s | images at once, at best |"
+    return "\n".join(
+        [head, "|---|---|---|---|", *(rows[key] for key in sorted(rows, reverse=True))]
+    )
+
+
 def tables() -> str:
     """Return the tables of all results of GPUs, as Markdown."""
     cards, profiles, pairs = {}, [], [PAIR]
     for path in sorted(FOLDER.glob("results/throughput_*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["card"] == "cpu" or "variants" in path.stem:
-            continue
         lines = cards.setdefault(content["card"], [HEAD])
         lines += [line(row, content) for row in content["rows"]]
         pairs += [pair(row, content) for row in content["rows"] if "ratio_to_one" in row]
@@ -88,7 +106,6 @@ def tables() -> str:
     commands = {
         json.loads(path.read_text(encoding="utf-8"))["command"]
         for path in FOLDER.glob("results/throughput_*.json")
-        if "cpu" not in path.stem
     }
     listed = "\n".join(f"    {runner(command)} {command}" for command in sorted(commands))
     return (
@@ -103,13 +120,19 @@ def runner(command: str) -> str:
     return "torchrun --nproc_per_node 2" if "--ddp" in command else "python3"
 
 
+def between(text: str, start: str, table: str) -> str:
+    """Return `text` with `table` between the marker `start` and the next end of tables."""
+    end = "<!-- end of tables -->"
+    before, rest = text.split(start)
+    return f"{before}{start}\n\n{table}\n\n{end}{rest.split(end, 1)[1]}"
+
+
 def main() -> int:
     """Write the tables, or check them."""
     path = FOLDER / "README.md"
     text = path.read_text(encoding="utf-8")
-    start, end = "<!-- tables by table.py -->", "<!-- end of tables -->"
-    before, rest = text.split(start)
-    new = f"{before}{start}\n\n{tables()}\n\n{end}{rest.split(end)[1]}"
+    new = between(text, "<!-- tables by table.py -->", tables())
+    new = between(new, "<!-- CPUs by table.py -->", cpus())
     if "--check" in sys.argv:
         return int(new != text)
     path.write_text(new, encoding="utf-8")

@@ -10,10 +10,12 @@ over the bfloat16 matrix product's own speed, measured in the same run.
 """
 
 import argparse
+import functools
 import gc
 import json
 import math
 import os
+import sys
 import threading
 import time
 import traceback
@@ -29,11 +31,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from consistency_edu.consistency import ConsistencyModel
 from consistency_edu.consistency_training import ConsistencyTraining
 from consistency_edu.distillation import ConsistencyDistillation
-from consistency_edu.long_runs import join
+from consistency_edu.long_runs import init_distributed
 from consistency_edu.networks import named_unet
 from consistency_edu.pf_ode import EDMDenoiser, edm_objective, karras_sigmas
 from consistency_edu.sampling import sample_one_step
-from consistency_edu.training import EMA, compile_networks, set_precision, speed_up, train
+from consistency_edu.training import compile_networks, set_precision, speed_up, train
 
 TARGETS = {
     ("edm", "EDM step"): 3700,
@@ -159,9 +161,9 @@ def forward_flops(name: str, size: int) -> int:
     return counter.get_total_flops()
 
 
-def images(bench: Bench, batch: int):
+def images(bench: Bench):
     """Yield endless batches (images, None) that lie on the device."""
-    shape = (batch, 3, bench.size, bench.size)
+    shape = (bench.args.batch, 3, bench.size, bench.size)
     some = [0.5 * torch.randn(shape, device=bench.device) for _ in range(4)]
     while True:
         for x in some:
@@ -179,78 +181,29 @@ def make_objective(kind: str, network: nn.Module, make: Callable) -> nn.Module:
     return ConsistencyDistillation(model, teacher, karras_sigmas(18), decay=0.95)
 
 
-def measure_step(bench: Bench, name: str, kind: str, batch: int, *, change=None, **options) -> dict:
+def measure_step(bench: Bench, name: str, kind: str) -> dict:
     """Measure one kind of training step with the U-Net `name`, through the course's own `train`."""
     torch.manual_seed(0)
-    make = lambda: named_unet(name, dropout=0.0 if bench.args.no_dropout else 0.13)
+    make = lambda: named_unet(name, dropout=0.13)
     objective = make_objective(kind, make(), make)
     awaken(objective)
     objective = objective.to(bench.device)
-    if change is not None:
-        change(objective)
-    batches = images(bench, batch)
-    start = bench.wait()
-    if bench.args.warm == "forward":
-        torch.backends.cudnn.benchmark = True
-        set_precision(objective, bench.precision)
-        compile_networks(objective.train(), options.pop("compiles"), **options)
-        objective.teacher.eval()
-        with torch.no_grad():
-            objective(*next(batches))
-        seconds = bench.wait() - start
-        return row_of(bench, name, kind, batch, float("nan"), seconds, True)
-    is_compiled = speed_up(objective, next(batches), precision=bench.precision, **options)
-    compile_seconds = bench.wait() - start
+    batches, start = images(bench), bench.wait()
+    is_compiled = speed_up(
+        objective, next(batches), precision=bench.precision, compiles=bench.args.compiles
+    )
+    first_call = bench.wait() - start
     generator = torch.Generator(bench.device).manual_seed(0)
     run = train(objective, batches, steps=10**6, lr=1e-4, generator=generator)
     losses = [next(run).loss for _ in range(4)]
     say(f"    losses of the first steps: {', '.join(f'{loss:.4f}' for loss in losses)}")
-    row = finish(bench, (name, kind, batch), lambda: next(run), compile_seconds, is_compiled)
-    if bench.args.capture and bench.is_gpu and kind == "EDM step":
-        report(bench, row | {"variant": ""})
-        step = captured(objective, batches, generator)
-        row = finish(bench, (name, kind, batch), step, 0.0, is_compiled)
-        row["variant"] = "recorded as one CUDA graph"
-    return row
+    return finish(bench, (name, kind), lambda: next(run), first_call, is_compiled)
 
 
-def captured(objective: nn.Module, batches, generator: torch.Generator) -> Callable:
-    """Return a training step that is recorded as one CUDA graph, all but its optimiser."""
-    x, online = next(batches)[0].clone(), objective.online
-    adam, average = torch.optim.Adam(online.parameters(), 1e-4, fused=True), EMA(online)
-    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    graph.register_generator_state(generator)
-
-    def work():
-        online.zero_grad(set_to_none=True)
-        objective(x, generator=generator).mean().backward()
-
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            work()
-    torch.cuda.current_stream().wait_stream(side)
-    online.zero_grad(set_to_none=True)
-    with torch.cuda.graph(graph):
-        work()
-
-    def step():
-        x.copy_(next(batches)[0])
-        graph.replay()
-        adam.step()
-        average.update(online)
-
-    return step
-
-
-def finish(bench: Bench, what: tuple, step: Callable, compile_seconds: float, is_compiled) -> dict:
+def finish(bench: Bench, what: tuple, step: Callable, first_call: float, is_compiled) -> dict:
     """Time `step`, and profile it if asked to; return the row."""
-    if bench.args.warm:
-        seconds = float("nan")
-    else:
-        seconds = bench.seconds(step)
-    row = row_of(bench, *what, seconds, compile_seconds, is_compiled)
-    if bench.args.profile and not bench.args.warm:
+    row = row_of(bench, *what, bench.args.batch, bench.seconds(step), first_call, is_compiled)
+    if bench.args.profile:
         row["profile"] = profile(bench, step)
     return row
 
@@ -262,26 +215,23 @@ def awaken(module: nn.Module) -> None:
             nn.init.normal_(p, std=0.01)
 
 
-def measure_sampling(bench: Bench, name: str, batch: int, *, change=None, **options) -> dict:
+def measure_sampling(bench: Bench, name: str, kind: str) -> dict:
     """Measure one-step sampling with the U-Net `name`."""
     torch.manual_seed(0)
     model = ConsistencyModel(named_unet(name)).requires_grad_(False).eval()
     awaken(model)
     model = model.to(bench.device)
-    if change is not None:
-        change(model)
     set_precision(model, bench.precision)
-    compiled = compile_networks(model, options.pop("compiles", "networks"), **options)
-    noise = torch.randn(batch, 3, bench.size, bench.size, device=bench.device)
-    start = bench.wait()
-    for _ in range(3 if bench.args.compiles == "graphs" else 1):
-        sample_one_step(model, noise)
-    compile_seconds = bench.wait() - start
+    compiled = compile_networks(model, bench.args.compiles)
+    shape = (bench.args.batch, 3, bench.size, bench.size)
+    noise, start = torch.randn(shape, device=bench.device), bench.wait()
     step = lambda: sample_one_step(model, noise)
-    return finish(bench, (name, "one-step sampling", batch), step, compile_seconds, bool(compiled))
+    for _ in range(3 if bench.args.compiles == "graphs" else 1):
+        step()
+    return finish(bench, (name, kind), step, bench.wait() - start, bool(compiled))
 
 
-def row_of(bench, name, kind, batch, seconds, compile_seconds, is_compiled) -> dict:
+def row_of(bench, name, kind, batch, seconds, first_call, is_compiled) -> dict:
     """Return the numbers of a measurement as a row of the table."""
     with_gradients, without = PASSES[kind]
     flops = (3 * with_gradients + without) * forward_flops(name, bench.size)
@@ -294,7 +244,7 @@ def row_of(bench, name, kind, batch, seconds, compile_seconds, is_compiled) -> d
         "mfu": flops * batch / seconds / bench.peak,
         "step_ms": 1e3 * seconds,
         "peak_memory_gib": memory,
-        "compile_seconds": compile_seconds,
+        "compile_seconds": first_call,
         "compile_parts": compile_parts(),
         "is_compiled": is_compiled,
         "target": TARGETS.get((name, kind)),
@@ -311,7 +261,6 @@ def compile_parts(top: int = 14) -> dict[str, float]:
 
 
 KINDS = {  # words in the names of kernels, the first that fits
-    "fused norm": ("forward_kernel", "backward_kernel"),
     "attention": ("flash", "fmha", "attention", "sdpa"),
     "layout": ("nchwtonhwc", "nhwctonchw"),
     "convolution": ("conv", "fprop", "dgrad", "wgrad", "cudnn", "implicit"),
@@ -388,7 +337,7 @@ def save(bench: Bench) -> None:
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
-def attempt(bench: Bench, title: str, needs: float, work: Callable) -> None:
+def attempt(bench: Bench, title: str, work: Callable, needs: float = 20) -> None:
     """Do `work` if `needs` seconds are left, and go on whatever happens."""
     if bench.left < needs and not bench.args.tiny:
         say(f"skipped for lack of time ({bench.left:.0f} s left): {title}")
@@ -398,81 +347,68 @@ def attempt(bench: Bench, title: str, needs: float, work: Callable) -> None:
         work()
     except Exception as error:
         say(f"FAILED {title}: {type(error).__name__}: {str(error)[:600]}")
-        say("    " + " | ".join(traceback.format_exc().strip().splitlines()[-7:-1])[-900:])
+        say(traceback.format_exc())
 
 
 def run_all(bench: Bench) -> None:
-    """Measure everything, the most important first."""
-    args, change = bench.args, None
-    if args.fused:
-        from variants import use_fused_norm as change
-    if args.variants:
-        import variants
+    """Measure everything, in the order of the command line."""
+    variant = VARIANTS.get(bench.args.compiles, "")
 
-        change = variants.compare(bench, attempt, say) or change
-    words = [VARIANTS.get(args.compiles, ""), "fused norm" * args.fused]
-    variant = ", ".join(word for word in words if word)
+    def work(name, kind):
+        measure = measure_sampling if kind == "one-step sampling" else measure_step
+        report(bench, {"variant": variant} | measure(bench, name, kind))
 
-    def step(name, kind):
-        options = {"compiles": args.compiles, "change": change}
-        if kind == "one-step sampling":
-            row = measure_sampling(bench, name, args.batch, **options)
-        else:
-            row = measure_step(bench, name, kind, args.batch, **options)
-        report(bench, {"variant": variant} | row)
+    for name in bench.args.network.split(","):
+        for word in bench.args.only.split(","):
+            attempt(bench, f"{name}: {STEPS[word]}", functools.partial(work, name, STEPS[word]))
 
-    for name in args.network.split(","):
-        for word in args.only.split(","):
-            title = f"{name}: {STEPS[word]}"
-            attempt(bench, title, 20, lambda name=name, word=word: step(name, STEPS[word]))
+
+def time_together(bench: Bench, objective: nn.Module, batches, workers) -> tuple[float, float]:
+    """Return the seconds of a step of the first worker alone, and of all together."""
+    generator = torch.Generator(bench.device).manual_seed(0)
+    options = {"steps": 10**6, "lr": 1e-4, "generator": generator}
+    alone = math.nan
+    workers.most([0.0])  # wait for each other
+    if workers.rank == 0:
+        run = train(objective, batches, **options)
+        alone = bench.seconds(lambda: next(run))
+    workers.most([0.0])
+    run = train(objective, batches, workers=workers, **options)
+    for _ in range(5):
+        next(run)
+    count = 4 if bench.args.tiny else 40
+    workers.most([0.0])
+    start = bench.wait()
+    for _ in range(count):
+        next(run)
+    return alone, (bench.wait() - start) / count
 
 
 def run_ddp(bench: Bench) -> None:
-    """Measure the EDM step on one GPU, then on all, with the package's own workers.
-
-    The batch of each GPU is the same in both.
-    """
+    """Measure the EDM step on one GPU, then on all, with the same batch on each."""
     args, name = bench.args, bench.args.network.split(",")[0]
-    with join(args.device) as workers:
+    with init_distributed(args.device) as workers:
         if bench.is_gpu:
             bench.device = torch.device("cuda", torch.cuda.current_device())
         torch.manual_seed(0)
         objective = edm_objective(EDMDenoiser(named_unet(name, dropout=0.13)))
         awaken(objective)
         objective = objective.to(bench.device)
-        batches, generator = images(bench, args.batch), torch.Generator(bench.device)
-        generator.manual_seed(0)
-        start = bench.wait()
+        batches, start = images(bench), bench.wait()
         options = {"precision": bench.precision, "compiles": args.compiles}
         is_compiled = speed_up(objective, next(batches), **options)
-        compile_seconds = bench.wait() - start
-        say(f"worker {workers.rank}: first call {compile_seconds:.0f} s, compiled: {is_compiled}")
-        workers.most([0.0])  # wait for each other
-        options = {"steps": 10**6, "lr": 1e-4, "generator": generator}
-        alone, together = math.nan, math.nan
-        if workers.rank == 0:
-            run = train(objective, batches, **options)
-            alone = bench.seconds(lambda: next(run))
-        workers.most([0.0])
-        run = train(objective, batches, workers=workers, **options)
-        for _ in range(5):
-            next(run)
-        count = 4 if args.tiny else 40
-        workers.most([0.0])
-        start = bench.wait()
-        for _ in range(count):
-            next(run)
-        together = (bench.wait() - start) / count
-        if workers.rank == 0:
-            world = workers.count
-            row = row_of(
-                bench, name, "EDM step", args.batch * world, together, compile_seconds, is_compiled
-            )
-            row |= {"mfu": row["mfu"] / world, "step": f"EDM step, {world} GPUs", "target": None}
-            row |= {"step_ms_alone": 1e3 * alone, "ratio_to_one": world * alone / together}
-            row["variant"] = "" if args.compiles == "networks" else VARIANTS[args.compiles]
-            report(bench, row)
-            say(f"{world} GPUs do {row['ratio_to_one']:.3f} times the work of one")
+        first_call = bench.wait() - start
+        say(f"worker {workers.rank}: first call {first_call:.0f} s, compiled: {is_compiled}")
+        alone, together = time_together(bench, objective, batches, workers)
+        if workers.rank > 0:
+            return
+        world = workers.count
+        batch = args.batch * world
+        row = row_of(bench, name, "EDM step", batch, together, first_call, is_compiled)
+        row |= {"mfu": row["mfu"] / world, "step": f"EDM step, {world} GPUs", "target": None}
+        row |= {"step_ms_alone": 1e3 * alone, "ratio_to_one": world * alone / together}
+        report(bench, row | {"variant": VARIANTS.get(args.compiles, "")})
+        say(f"{world} GPUs do {row['ratio_to_one']:.3f} times the work of one")
 
 
 def parse() -> argparse.Namespace:
@@ -493,16 +429,11 @@ def parse() -> argparse.Namespace:
         "--cached", action="store_true", help="note that the compiler's cache is warm"
     )
     parser.add_argument("--title", default="", help="added to the name of the results' file")
-    first = "as in the package,fused norm kernel,pairs unstacked"
-    parser.add_argument("--which", default=first, help="the variants to compare; '' for all")
     parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
-    parser.add_argument(
-        "--warm", default="", help="all or forward: compile that, for the cache, and time nothing"
-    )
-    for flag in ("profile", "variants", "ddp", "no-dropout", "fused", "capture"):
+    for flag in ("profile", "ddp"):
         parser.add_argument(f"--{flag}", action="store_true")
     args = parser.parse_args()
-    args.command = " ".join(__import__("sys").argv)
+    args.command = " ".join(sys.argv)
     args.batch = args.batch or (8 if args.tiny else 512)
     return args
 

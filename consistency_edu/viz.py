@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'LIMIT', 'use_style', 'panels', 'plane', 'show_density', 'show_points', 'show_field', 'show_paths',
-           'show_strip', 'save_figure', 'save_animation', 'image_grid', 'show_images', 'save_grid']
+           'show_strip', 'save_figure', 'draw_picture', 'share_palette', 'save_animation', 'image_grid', 'show_images',
+           'save_grid']
 
 # %% ../nbs/00_viz.ipynb #d1947aa2
 import contextlib
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.animation import FuncAnimation, PillowWriter
+from PIL import Image
 from torch import Tensor
 
 from .files import InputError, whole_files
@@ -127,15 +129,36 @@ def save_figure(figure: plt.Figure, path: str | Path) -> Path:
     return path
 
 
+def draw_picture(figure: plt.Figure) -> Image.Image:
+    """Return what `figure` shows, as a picture."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=figure.dpi)
+    return Image.open(file).convert("RGB")
+
+
+def share_palette(pictures: list[Image.Image], colors: int = 64) -> list[Image.Image]:
+    """Return `pictures`, all of one size, with the same `colors` colours for all of them."""
+    width, height = pictures[0].size
+    tower = Image.new("RGB", (width, height * len(pictures)))
+    for k, picture in enumerate(pictures):
+        tower.paste(picture, (0, k * height))
+    tower = tower.quantize(colors, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    return [tower.crop((0, k * height, width, (k + 1) * height)) for k in range(len(pictures))]
+
+
 def save_animation(
     figure: plt.Figure, draw: Callable[[int], None], frames: int, path: str | Path, fps: int = 12
 ) -> Path:
-    """Call `draw(k)` for k = 0 … `frames` - 1 on `figure` and write `path`, a GIF of the frames."""
+    """Call `draw(k)` for k = 0 … `frames` - 1 on `figure` and write `path`, a GIF of the frames.
+
+    The frames share 64 colours: the file is then less than half as large.
+    """
     path = Path(path)
-    movie = FuncAnimation(figure, lambda k: (draw(k), ())[1], frames=frames, blit=False)
     with contextlib.ExitStack() as after, whole_files(path.parent) as new:
         after.callback(plt.close, figure)
-        movie.save(new / path.name, writer=PillowWriter(fps=fps), dpi=figure.dpi)
+        pictures = share_palette([(draw(k), draw_picture(figure))[1] for k in range(frames)])
+        rest = {"append_images": pictures[1:], "duration": 1000 // fps, "loop": 0}
+        pictures[0].save(new / path.name, save_all=True, optimize=True, **rest)
     return path
 
 # %% ../nbs/00_viz.ipynb #ru000012

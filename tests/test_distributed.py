@@ -555,12 +555,6 @@ def short_course(kind):
     with init_distributed() as workers:
         rows = ((workers.rows(x.double()), None) for x, _ in batches(12))
         objective = KINDS[kind]().double()
-        options = {
-            "steps": 12,
-            "lr": 1e-2,
-            "workers": workers,
-            "scaler": scaler_of(kind, 2.0**1023),
-        }
         states = list(train(objective, rows, steps=12, lr=1e-2, **options))
         workers.check_agreement(trained_weights(objective))
     weights = torch.cat([p.detach().flatten() for p in trained_weights(objective)])

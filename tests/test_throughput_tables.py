@@ -21,3 +21,22 @@ def test_two_gpus_are_told_beside_one():
     cells = [cell.strip() for cell in table.pair(row, {"card": "A card"}).split("|")[1:-1]]
     assert cells[0] == "A card, `small`, CUDA graphs"
     assert cells[1:] == ["40.0", "50.0", "**1.600**", "12,000", "7,500", "0.500"]
+
+
+def test_the_student_is_told_of_each_cpu_the_fastest_first(monkeypatch, tmp_path):
+    monkeypatch.setattr(table, "FOLDER", tmp_path)
+    (tmp_path / "results").mkdir()
+    for name, cpu, word, rate in (
+        ("a", "Slow CPU (AVX2)", "float32", 30.0),
+        ("b", "Some(R) CPU Processor (AVX512)", "bfloat16", 120.6),
+    ):
+        text = f"{cpu}, 2 threads, torch 2, {word}; cifar10-cd-mini, 7 weights\n"
+        text += "batch   4, channel by channel  900.0 images/s,  9.0 a core\n"
+        text += f"batch   4, channels last   {rate} images/s,  9.0 a core\n"
+        text += "batch   8, channels last     7.0 images/s,  3.5 a core\n"
+        text += "best: batch 4, channels last: 999.0 images/s in one step; a walk\n"
+        (tmp_path / "results" / f"student_cpu_{name}.txt").write_text(text)
+    assert table.cpus().splitlines()[2:] == [
+        "| Some CPU | bfloat16 | 7.0 to **120.6** | 4 |",
+        "| Slow CPU | float32 | 7.0 to **30.0** | 4 |",
+    ]

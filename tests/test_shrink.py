@@ -1,0 +1,60 @@
+"""Stored pictures become smaller, and look as before."""
+
+import base64
+import importlib.util
+import io
+
+import nbformat
+import numpy as np
+from conftest import ROOT
+from PIL import Image
+
+spec = importlib.util.spec_from_file_location("run_notebooks", ROOT / "tools/run_notebooks.py")
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+
+
+def png(pixels):
+    """Return the array `pixels` as the bytes of a PNG."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=0)
+    return file.getvalue()
+
+
+def pixels_of(data):
+    """Return what the PNG `data` shows, as red, green and blue."""
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=int)
+
+
+def test_few_colours_stay_exact_and_what_is_clear_becomes_white():
+    dice = np.random.default_rng(0)
+    table = np.concatenate([dice.integers(0, 256, (200, 3)), np.full((200, 1), 255)], 1)
+    pixels = table[dice.integers(0, 200, (40, 50))].astype(np.uint8)
+    pixels[0, :, 3] = 0
+    small = tool.shrink_png(png(pixels))
+    assert len(small) < len(png(pixels)) and Image.open(io.BytesIO(small)).mode == "P"
+    pixels[0] = 255
+    assert (pixels_of(small) == pixels[..., :3]).all()
+    assert tool.shrink_png(small) == small  # nothing is left to do
+
+
+def test_a_curve_with_soft_edges_takes_a_palette_and_noise_keeps_its_colours():
+    x, y = np.meshgrid(np.linspace(0, 6, 200), np.linspace(-2, 2, 200))
+    edge = np.clip(30 * abs(y - np.sin(x)), 0, 1)[..., None]
+    curve = (255 * edge + np.array([0, 114, 178]) * (1 - edge)).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    for pixels, mode, worst in ((curve, "P", 4), (noise, "RGB", 0)):
+        small = tool.shrink_png(png(pixels))
+        assert Image.open(io.BytesIO(small)).mode == mode and tool.shrink_png(small) == small
+        assert abs(pixels_of(small) - pixels).max() <= worst
+
+
+def test_only_the_pictures_of_a_notebook_change():
+    data = base64.b64encode(png(np.zeros((64, 64, 3), np.uint8))).decode()
+    output = nbformat.v4.new_output("display_data", {"image/png": data, "text/plain": "figure"})
+    words = nbformat.v4.new_output("stream", text="a number")
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[output, words])])
+    tool.shrink_pictures(nb)
+    output, words = nb.cells[0].outputs
+    assert len(output.data["image/png"]) < len(data) and words.text == "a number"
+    assert output.data["text/plain"] == "figure"
