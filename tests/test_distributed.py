@@ -550,11 +550,14 @@ def test_what_the_first_worker_does_alone_may_take_its_time(tmp_path):
 
 def short_course(kind):
     """Twelve steps of an objective of `kind` among the workers: losses, weights, skipped steps."""
-    from test_objectives import KINDS, batches, scaler_of
+    from test_objectives import KINDS, Spiky, batches, scaler_of
+
+    kinds = {**KINDS, "scaled": Spiky}  # of the same batches, whoever has the point
 
     with init_distributed() as workers:
-        rows = ((workers.rows(x.double()), None) for x, _ in batches(12))
-        objective = KINDS[kind]().double()
+        rows = ((workers.rows(x), None) for x, _ in batches(12))
+        objective = kinds[kind]()
+        options = {"scaler": scaler_of(kind, 2.0**16), "workers": workers}
         states = list(train(objective, rows, steps=12, lr=1e-2, **options))
         workers.check_agreement(trained_weights(objective))
     weights = torch.cat([p.detach().flatten() for p in trained_weights(objective)])
