@@ -1,11 +1,13 @@
-"""Is a training step as fast as in another checkout?  Both are timed in turn, in one run.
+"""Is a training step as fast as in another checkout?  Both are timed in turn, in one sitting.
 
     git worktree add ../before COMMIT
     python3 benchmarks/against.py ../before                                       # tiny, this CPU
     python3 benchmarks/against.py ../before --network small --device cuda --compiles graphs
 
-It prints, for each objective, the milliseconds of a step there and here (medians over the rounds)
-and their ratio, with its least and largest value over the rounds.
+One process imports the package there, one here; each builds and compiles an objective once, and
+then they are timed one after the other, again and again.  It prints, for each objective, the
+milliseconds of a step there and here (medians over the rounds) and their ratio, with its least and
+largest value over the rounds.
 """
 
 import argparse
@@ -20,54 +22,79 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parents[1]
 
 
-def objectives(network, image, dropout):
-    """The objectives that are timed, by name, each on a new network."""
+def objectives(args):
+    """What makes each objective that is timed, by its name, on a new network."""
     from consistency_edu.consistency import ConsistencyModel
     from consistency_edu.consistency_training import ConsistencyTraining
     from consistency_edu.distillation import ConsistencyDistillation
     from consistency_edu.networks import named_unet
     from consistency_edu.pf_ode import EDMDenoiser, edm_objective, karras_sigmas
 
-    make = lambda: named_unet(network, image[0], dropout=dropout)
-    teacher = EDMDenoiser(make()).requires_grad_(False).eval()
-    yield "EDM step", edm_objective(EDMDenoiser(make()))
-    yield "CD step", ConsistencyDistillation(ConsistencyModel(make()), teacher, karras_sigmas(18))
-    yield "CT step", ConsistencyTraining(ConsistencyModel(make()), total_steps=10**6, s0=20, s1=20)
+    channels = 1 if args.size == 8 else 3
+    make = lambda: named_unet(args.network, channels, dropout=args.dropout)
+    teacher = lambda: EDMDenoiser(make()).requires_grad_(False).eval()
+    student, grid = lambda: ConsistencyModel(make()), karras_sigmas(18)
+    return {
+        "EDM": lambda: edm_objective(EDMDenoiser(make())),
+        "CD": lambda: ConsistencyDistillation(student(), teacher(), grid),
+        "CT": lambda: ConsistencyTraining(student(), total_steps=10**6, s0=20, s1=20),
+    }
 
 
-def time_steps(args):
-    """Print the median seconds of a training step of each objective, as JSON."""
+def prepare(args, name):
+    """The steps of the objective called `name`, compiled, as an endless generator."""
     import torch
 
     from consistency_edu.training import speed_up, train
 
-    device, seconds = torch.device(args.device), {}
-    image = (1, 8, 8) if args.size == 8 else (3, args.size, args.size)
+    device = torch.device(args.device)
     torch.manual_seed(0)
-    batch = torch.randn(args.batch, *image, device=device), None
+    objective = objectives(args)[name]().to(device)
+    batch = torch.randn(args.batch, 1 if args.size == 8 else 3, args.size, args.size, device=device)
     precision = torch.bfloat16 if device.type == "cuda" else None
-    for name, objective in objectives(args.network, image, args.dropout):
-        objective = objective.to(device)
-        speed_up(objective, batch, precision=precision, compiles=args.compiles)
-        generator, took = torch.Generator(device).manual_seed(0), []
-        states = train(objective, iter(lambda: batch, None), steps=10**6, generator=generator)
-        end = time.perf_counter() + args.seconds
+    speed_up(objective, (batch, None), precision=precision, compiles=args.compiles)
+    generator = torch.Generator(device).manual_seed(0)
+    batches = iter(lambda: (batch, None), None)
+    states = train(objective, batches, steps=10**9, generator=generator)
+    for _ in range(5):
+        next(states)
+    return states
+
+
+def answer(args):
+    """For each name on the input, time its steps, and print their median in seconds."""
+    current, states = None, None
+    for name in map(str.strip, sys.stdin):
+        if name != current:
+            current, states = name, None  # which frees the one before
+            states = prepare(args, name)
+        took, end = [], time.perf_counter() + args.seconds
         while len(took) < 5 or time.perf_counter() < end:
             start = time.perf_counter()
             next(states)
             took.append(time.perf_counter() - start)
-        seconds[name] = statistics.median(took[2:])
-    print(json.dumps(seconds))
+        print(json.dumps(statistics.median(took)), flush=True)
 
 
-def child(checkout, arguments):
-    """The seconds of a step in a process that imports the package of `checkout`."""
-    environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    command = [sys.executable, __file__, *arguments, "--child"]
-    done = subprocess.run(
-        command, env=environment, cwd=checkout, capture_output=True, text=True, check=True
+def child(checkout):
+    """A process that imports the package of `checkout`, and answers names with seconds."""
+    return subprocess.Popen(
+        [sys.executable, __file__, *sys.argv[1:], "--child"],
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+        cwd=checkout,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    return json.loads(done.stdout.splitlines()[-1])
+
+
+def ask(process, name):
+    """The seconds of a step of the objective called `name` in that `process`."""
+    print(name, file=process.stdin, flush=True)
+    for line in process.stdout:
+        if line[:1].isdigit():
+            return float(line)
+    raise SystemExit(f"{name}: the process of one checkout has ended")
 
 
 def main():
@@ -79,25 +106,32 @@ def main():
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--size", type=int, default=8)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--only", default="EDM,CD,CT", help="the objectives, in this order")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        return time_steps(args)
-    pairs = []
-    for k in range(args.rounds):
-        order = [args.other.resolve(), HERE] if k % 2 else [HERE, args.other.resolve()]
-        found = {checkout: child(checkout, sys.argv[1:]) for checkout in order}
-        pairs.append((found[args.other.resolve()], found[HERE]))
-    for name in pairs[0][0]:
-        there, here = ([1e3 * row[name] for row in rows] for rows in zip(*pairs))
-        ratios = [b / a for a, b in zip(there, here)]
+        return answer(args)
+    there, here = child(args.other.resolve()), child(HERE)
+    for name in args.only.split(","):
+        for process in (there, here):
+            ask(process, name)  # compiles, and is not counted
+        pairs = []
+        for k in range(args.rounds):
+            order = (there, here) if k % 2 else (here, there)
+            found = {process: 1e3 * ask(process, name) for process in order}
+            pairs.append((found[there], found[here]))
+        ratios = [b / a for a, b in pairs]
+        before, after = map(statistics.median, zip(*pairs))
         print(
-            f"{args.network}, {args.device}, {name}: {statistics.median(there):.2f} ms there, "
-            f"{statistics.median(here):.2f} ms here, ratio {statistics.median(ratios):.3f} "
-            f"({min(ratios):.3f} to {max(ratios):.3f})"
+            f"{args.network}, {args.device}, {name} step: {before:.2f} ms there, {after:.2f} ms "
+            f"here, ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
+            flush=True,
         )
+    for process in (there, here):
+        process.stdin.close()
+        process.wait()
 
 
 if __name__ == "__main__":

@@ -368,16 +368,16 @@ def time_together(bench: Bench, objective: nn.Module, batches, workers) -> tuple
     generator = torch.Generator(bench.device).manual_seed(0)
     options = {"steps": 10**6, "lr": 1e-4, "generator": generator}
     alone = math.nan
-    workers.most([0.0])  # wait for each other
+    workers.maximum([0.0])  # wait for each other
     if workers.rank == 0:
         run = train(objective, batches, **options)
         alone = bench.seconds(lambda: next(run))
-    workers.most([0.0])
+    workers.maximum([0.0])
     run = train(objective, batches, workers=workers, **options)
     for _ in range(5):
         next(run)
     count = 4 if bench.args.tiny else 40
-    workers.most([0.0])
+    workers.maximum([0.0])
     start = bench.wait()
     for _ in range(count):
         next(run)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 import warnings
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from torch import nn
 
 from consistency_edu import (
     data,
+    distillation,
     evaluation,
     files,
     guidance,
@@ -756,3 +758,32 @@ def test_weights_that_are_not_finite_are_not_loaded(value, tmp_path):
     save_file({"a": torch.tensor([0.0, value])}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="some weights are not finite"):
         runs.read_weights(tmp_path / "model.safetensors")
+
+
+# ------------------------------------------------------------------ one way to the loss
+
+
+def test_the_way_from_the_command_to_the_loss_is_short(teacher, tmp_path, monkeypatch):
+    here, way = str(Path(distillation.__file__).parent), []
+
+    def loss(*_):
+        frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(here)]
+        way.extend((Path(frame.filename).stem, frame.name) for frame in frames)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distillation, "per_sample_loss", loss)
+    plain = {"device": "cpu", "network": "mlp", "data": "digits", "precision": "float32"}
+    plain |= {"compiles": "nothing", "minutes": 0, "steps": 1, "sigma-data": 0.54}
+    words = [f"--{name}={value}" for name, value in plain.items()]
+    main(["train", "cifar10-cd-small", *words, f"--teacher={teacher}", f"--out={tmp_path / 'run'}"])
+    names = [name for name in way if not name[1].startswith("<")]
+    assert names == [
+        ("cli", "main"),
+        ("cli", "attempt"),
+        ("cli", "train_command"),
+        ("trainer", "train_recipe"),
+        ("trainer", "fit"),
+        ("training", "train"),
+        ("training", "add_gradient"),
+        ("distillation", "forward"),
+    ]
