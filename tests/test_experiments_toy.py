@@ -99,8 +99,12 @@ def test_methods_are_chosen_by_name_in_the_tables_order():
     short = chosen_methods(ToyConfig())
     assert set(METHODS) - set(short) == {"cd_exact", "boot_guided"}
     assert set(chosen("default", "cd_exact")) == {*short, "cd_exact"}
+
+
+def test_an_unknown_method_is_told_of_before_any_work(tmp_path):
     with pytest.raises(InputError, match="did you mean 'boot'"):
-        chosen("cd", "bot")
+        run_toy(ToyConfig(out=tmp_path, steps=2, samples=40, methods=("cd", "bot")), report=print)
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_entry_is_a_method(tmp_path, monkeypatch):
