@@ -30,7 +30,7 @@ $(DEV_STAMP): settings.ini setup.py pyproject.toml | $(VENV)/bin/python
 
 install: $(DEV_STAMP)  ## make .venv with the package and the course's tools
 
-toy: $(USER_STAMP)  ## train all methods on two moons and draw them (minutes; 4.4 on 2 slow cores)
+toy: $(USER_STAMP)  ## train on two moons and draw it (2 minutes; ARGS="--methods all" for more)
 	$(BIN)/consistency-edu toy $(ARGS)
 
 lab: $(DEV_STAMP)  ## open the course in JupyterLab
@@ -66,8 +66,10 @@ nbs: $(DEV_STAMP)  ## run every notebook and store its outputs
 readme: $(DEV_STAMP)  ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/readme.py
 
-reference: $(DEV_STAMP)  ## run the toy again for the README's table and pictures (4 minutes)
-	for seed in 0 1 2; do $(BIN)/consistency-edu toy --seed $$seed --out build/reference || exit 1; done
+reference: $(DEV_STAMP)  ## run the toy again for the README's table and pictures (10 minutes)
+	for seed in 0 1 2; do \
+		$(BIN)/consistency-edu toy --seed $$seed --methods all --out build/reference || exit 1; \
+	done
 	cp build/reference/results/toy_moons_seed?.json results/reference/
 	cp build/reference/images/toy_moons_seed0.png images/toy_moons.png
 	cp build/reference/images/toy_moons_seed0.gif images/toy_moons.gif

@@ -72,14 +72,14 @@ class Bench:
         if time.perf_counter() - START > self.args.until:
             raise Late
 
-    def dice(self, seed=0):
+    def gather_randomness(self, seed=0):
         return torch.Generator(self.args.device).manual_seed(seed)
 
     @torch.no_grad()
     def batches(self, way, count, seed=0):
         """Yield `count` samples of `way`, always from the same noises."""
         self.check()
-        dice, size = self.dice(seed), min(BATCH, count)
+        dice, size = self.gather_randomness(seed), min(BATCH, count)
         for _ in range(count // size):
             noise = torch.randn(size, *self.shape, device=self.args.device, generator=dice)
             yield way(noise, dice)

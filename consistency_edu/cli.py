@@ -63,7 +63,7 @@ from .viz import image_grid
 # %% ../nbs/19_cli.ipynb #380509c5
 def toy_command(config: ToyConfig) -> None:
     """Run the toy experiment and say where its files are."""
-    print(f"Training all methods on '{config.dataset}', seed {config.seed}.")
+    print(f"Training on '{config.dataset}', seed {config.seed}; --methods chooses the students.")
     print_paths(run_toy(config))
 
 

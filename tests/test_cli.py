@@ -50,6 +50,7 @@ def sentence(done):
         (["--out", "file/below"], "choose another folder with --out"),
         (["--steps", "0"], "steps must be at least 1"),
         (["--samples", "1"], "samples at least 2"),
+        (["--methods", "cd", "bot"], "did you mean 'boot'?"),
     ],
 )
 def test_bad_input_is_one_sentence(args, remedy, tmp_path):
@@ -147,7 +148,9 @@ def expected_steps(row, steps):
 @pytest.mark.slow
 def test_a_small_run_writes_whole_files_and_overwrites_them(tmp_path):
     for steps in (2, 13):
-        done = run_cli("toy", "--steps", steps, "--samples", 40, "--seed", 7, cwd=tmp_path)
+        done = run_cli(
+            "toy", "--steps", steps, "--samples", 40, "--seed", 7, "--methods", "all", cwd=tmp_path
+        )
         assert done.returncode == 0, done.stderr
         table = json.loads((tmp_path / "results" / "toy_moons_seed7.json").read_text())
         for row in table["rows"]:

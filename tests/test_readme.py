@@ -23,6 +23,11 @@ def test_readme_is_current():
     assert done.returncode == 0, "run `make nbs` and `make readme`"
 
 
+def test_the_readme_is_short():
+    prose = re.sub(r"^(\|[^\n]*|```.*?```)$", "", README, flags=re.M | re.S)
+    assert len(prose.split()) <= 900
+
+
 def test_files_that_the_readme_names_exist():
     links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", README)
     assert len(links) > 10
@@ -50,14 +55,41 @@ def test_the_ten_lines_run(tmp_path):
     assert "torch.Size([1000, 2])" in done.stdout
 
 
-def test_the_cifar10_table_is_that_of_the_runs_files():
-    code = "import cifar10_tables as t; print(t.quality(t.read_results()))"
-    path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=quiet_environment(**path)
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() in README, "run nbs/index.ipynb and `make readme`"
+LESSONS = re.findall(r"^\| \[.+\]\((nbs/.+)\) \| .+ \| (\d+) \|$", README, re.M)
+
+
+def test_the_map_has_every_lesson():
+    found = {path for path, _ in LESSONS}
+    lessons = [path.name for path in (ROOT / "nbs").glob("[01]?_*.ipynb")]
+    lessons = {f"nbs/{name}" for name in lessons if 1 <= int(name[:2]) <= 16}
+    assert len(lessons) == 16 and lessons <= found
+
+
+@pytest.mark.parametrize(("path", "minutes"), LESSONS)
+def test_the_minutes_are_those_that_the_lesson_says(path, minutes):
+    assert re.search(rf"\*\*Time\*\* {minutes} minutes", (ROOT / path).read_text("utf-8"))
+
+
+PLACES = re.findall(r"^\| .+ \| \[`.+`\]\((consistency_edu/.+)\) \| `(.+)` \|$", README, re.M)
+
+
+@pytest.mark.parametrize(("path", "name"), PLACES)
+def test_what_the_readme_points_at_stands_there(path, name):
+    text = (ROOT / path).read_text("utf-8")
+    for part in name.split("."):
+        assert re.search(rf"^ *(class|def) {part}\b|^{part}\b.* = ", text, re.M), part
+
+
+def median(key, field):
+    return statistics.median(rows(seed)[key][field] for seed in (0, 1, 2))
+
+
+def test_the_numbers_are_those_of_the_files():
+    keys = [("teacher", None, 35), ("cd", "learned", 1), ("ct", None, 1)]
+    keys += [("pd", "learned", 1), ("boot", "learned", 1)]
+    told = re.findall(r"^\| .+ NFE \| (\S+) \S+ \| (\S+) \S+ \| (\d+) \|$", README, re.M)
+    fields = {"sliced_w2": ".3f", "paired_error": ".3f", "train_seconds": ".0f"}
+    assert told == [tuple(f"{median(key, f):{form}}" for f, form in fields.items()) for key in keys]
 
 
 # the project's promises on moons: (method, teacher, nfe) -> sliced W2, paired error
@@ -72,10 +104,6 @@ BOUNDS = {
     ("boot", "learned", 1): (0.055, 0.07),
     ("boot", "guided", 1): (0.06, 0.1),
 }
-
-
-def median(key, field):
-    return statistics.median(rows(seed)[key][field] for seed in (0, 1, 2))
 
 
 @pytest.mark.parametrize("key", BOUNDS, ids=lambda key: f"{key[0]}-{key[1]}-{key[2]}")
