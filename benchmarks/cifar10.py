@@ -141,11 +141,11 @@ def halves(weights):
 
 def samples_of(run, count, steps, device):
     """Yield `count` samples of `run` in batches, always from the same noise."""
-    dice, size = torch.Generator(device).manual_seed(0), min(BATCH, count)
+    rng, size = torch.Generator(device).manual_seed(0), min(BATCH, count)
     with torch.no_grad():
         for _ in range(count // size):
-            noise = torch.randn(size, *run.shape, device=device, generator=dice)
-            yield run.sample(noise, steps=steps, generator=dice)
+            noise = torch.randn(size, *run.shape, device=device, generator=rng)
+            yield run.sample(noise, steps=steps, generator=rng)
 
 
 def fast(folder, device, steps=1):

@@ -72,17 +72,17 @@ class Bench:
         if time.perf_counter() - START > self.args.until:
             raise Late
 
-    def gather_randomness(self, seed=0):
+    def generator(self, seed=0):
         return torch.Generator(self.args.device).manual_seed(seed)
 
     @torch.no_grad()
     def batches(self, way, count, seed=0):
         """Yield `count` samples of `way`, always from the same noises."""
         self.check()
-        dice, size = self.gather_randomness(seed), min(BATCH, count)
+        rng, size = self.generator(seed), min(BATCH, count)
         for _ in range(count // size):
-            noise = torch.randn(size, *self.shape, device=self.args.device, generator=dice)
-            yield way(noise, dice)
+            noise = torch.randn(size, *self.shape, device=self.args.device, generator=rng)
+            yield way(noise, rng)
 
     def all(self, way, count):
         return torch.cat(list(self.batches(way, count)))

@@ -1,16 +1,14 @@
 """Print the tables of CIFAR-10, as Markdown, from what the runs left in results/cifar10.
 
-    python benchmarks/cifar10_tables.py             # print them
-    python benchmarks/cifar10_tables.py --write     # put them between the markers of the README there
-    python benchmarks/cifar10_tables.py --measured  # write consistency_edu/images/measured.json
-    python benchmarks/cifar10_tables.py --check     # exit 1 if one of these two files is out of date
+    python benchmarks/cifar10_tables.py          # print them
+    python benchmarks/cifar10_tables.py --write  # put them between the markers of the README there
+    python benchmarks/cifar10_tables.py --check  # exit 1 if that README is out of date
 
 What was not measured is left out, and nothing is judged: what the numbers mean is told elsewhere.
 """
 
 import argparse
 import json
-import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +17,8 @@ from consistency_edu.images.methods import evaluations
 from consistency_edu.images.recipes import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-MEASURED = ROOT / "consistency_edu" / "images" / "measured.json"
 MARKERS = ("<!-- tables by cifar10_tables.py -->", "<!-- end of tables -->")
 FILES = ("floor", "curves", "speeds", "structure", "texture", "coverage")
-DIGITS = {"device": "a CPU", "gigabytes": None, "run": "results/digits_seed?.json"}
-DIGITS |= {"features": "20 principal components of the training scans"}
 
 
 def read_json(path: Path) -> dict:
@@ -177,48 +172,6 @@ def tables(results: Results) -> str:
     return "\n\n".join(f"## {title}\n\n{make(results)}" for title, make in parts.items())
 
 
-def measured_run(folder: Path, run: dict) -> dict:
-    """Return what the scored `run` in `folder` gave, as measured.json tells it."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    memory = [json.loads(line).get("gigabytes") or 0 for line in lines]
-    is_teacher = run["recipe"]["method"] == "teacher"
-    scores = {
-        str(nfe_of(run, 1)) if is_teacher else steps: round(row["frechet"], 2)
-        for steps, row in run["scores"].items()
-    }
-    told = next(iter(run["scores"].values()))["card"]
-    found = {"minutes": round(minutes_of(run), 1), "device": run["device"]}
-    found |= {"gigabytes": max(memory, default=0) or None, "features": told["features"]}
-    found |= {"samples": told["samples"], "frechet": scores, "seeds": [run["seed"]]}
-    return found | {"run": f"results/cifar10/{folder.name}"}
-
-
-def measured_digits(stored: list[dict]) -> dict[str, dict]:
-    """Return what the recipes of digits gave: medians over the tables `stored`, a seed each."""
-    found, seeds = {}, [table["seed"] for table in stored]
-    for row in stored[0]["rows"] if stored else ():
-        same = [r for t in stored for r in t["rows"] if r["title"] == row["title"]]
-        minutes = statistics.median(r["seconds"] for r in same) / 60
-        entry = DIGITS | {"samples": stored[0]["held_out"], "seeds": seeds, "frechet": {}}
-        entry = found.setdefault(row["recipe"], entry | {"minutes": round(minutes, 1)})
-        entry["frechet"][str(row["nfe"])] = round(statistics.median(r["frechet"] for r in same), 2)
-    return found
-
-
-def measured(results: Results, folder: Path) -> str:
-    """Return measured.json: of each recipe its longest scored run; of equal ones the fullest."""
-    rank = lambda run: (round(minutes_of(run), 1), len(run["scores"]), -run["seed"])
-    scored = [(name, run) for name, run in results.runs.items() if run["scores"]]
-    best = {
-        run["recipe"]["name"]: (name, run) for name, run in sorted(scored, key=lambda x: rank(x[1]))
-    }
-    found = {key: measured_run(folder / name, run) for key, (name, run) in sorted(best.items())}
-    found |= measured_digits(
-        [read_json(p) for p in sorted(folder.parent.glob("digits_seed?.json"))]
-    )
-    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-
-
 def readme(text: str, results: Results) -> str:
     """Return the README `text` with the tables of `results` between its markers."""
     before, rest = text.split(MARKERS[0])
@@ -226,26 +179,20 @@ def readme(text: str, results: Results) -> str:
 
 
 def main() -> int:
-    """Print the tables, write them or measured.json, or check both."""
+    """Print the tables, write them, or check what is written."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "cifar10")
-    for flag in ("write", "measured", "check"):
+    for flag in ("write", "check"):
         parser.add_argument(f"--{flag}", action="store_true")
     args = parser.parse_args()
-    results, path, wanted = read_results(args.results), args.results / "README.md", {}
-    if args.write or args.check:
-        wanted[path] = readme(path.read_text(encoding="utf-8"), results)
-    if args.measured or args.check:
-        wanted[MEASURED] = measured(results, args.results)
-    if args.check:
-        has = lambda path, text: path.exists() and path.read_text(encoding="utf-8") == text
-        return int(not all(has(path, text) for path, text in wanted.items()))
-    for path, text in wanted.items():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    if not wanted:
+    results, path = read_results(args.results), args.results / "README.md"
+    if not (args.write or args.check):
         print(tables(results))
-    return 0
+        return 0
+    text = path.read_text(encoding="utf-8")
+    if args.write:
+        path.write_text(readme(text, results), encoding="utf-8")
+    return int(args.check and readme(text, results) != text)
 
 
 if __name__ == "__main__":

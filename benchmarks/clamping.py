@@ -35,10 +35,10 @@ def second_jump(model, first, level, seed):
 
 def batches(run, seed, count, size):
     """Yield what `run` makes of `count` noises: first answers, and both second ones, and another."""
-    level, dice = run.recipe.middle, torch.Generator().manual_seed(seed)
+    level, rng = run.recipe.middle, torch.Generator().manual_seed(seed)
     for number in range(count // size):
         fresh, device = 10_000 * seed + number, next(run.model.parameters()).device
-        noise = torch.randn(size, *run.shape, generator=dice).to(device)
+        noise = torch.randn(size, *run.shape, generator=rng).to(device)
         first = sample_one_step(run.model, noise)
         free = second_jump(run.model, first, level, fresh)
         cut = second_jump(Clamped(run.model), first.clamp(-1, 1), level, fresh)

@@ -190,7 +190,7 @@ def check_checkpoint(checkpoint: Checkpoint, state: TrainState, steps: int) -> N
 
 # %% ../nbs/05a_checkpoints.ipynb #dc55ba39
 def restore_randomness(states: list[dict], generator: torch.Generator | None, rank: int) -> None:
-    """Put back the dice of process `rank`; one that was not there before keeps its own."""
+    """Put back the random states of process `rank`; one that was not there before keeps its own."""
     shared = {"generator": states[0].get("generator"), **randomness_of(None)}
     set_randomness(states[rank] if rank < len(states) else shared, generator)
 

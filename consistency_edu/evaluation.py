@@ -170,8 +170,8 @@ def random_images(image_set: ImageSet, count: int, seed: int = 0) -> Tensor:
     check_count(1, count=count)
     if count > len(image_set):
         raise InputError(f"'{image_set.name}' has {len(image_set)} images: ask for no more.")
-    dice = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(image_set), generator=dice)[:count]
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(len(image_set), generator=generator)[:count]
     return image_set.images[rows.to(image_set.images.device)]
 
 
@@ -203,8 +203,8 @@ def reference_of(
     file = None if cache is None else Path(cache) / _name_of(image_set, network, split, keep)
     if file is not None and file.is_file():
         return Reference(_read(file), *words)
-    dice = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(image_set), generator=dice).split(batch)
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(image_set), generator=generator).split(batch)
     rows = (image_set.images[index.to(image_set.images.device)] for index in order)
     gathered = gather(network, rows, batch=batch, keep=keep)
     if file is not None:

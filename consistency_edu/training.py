@@ -434,7 +434,7 @@ def from_seed(seed: int) -> Iterator[torch.Generator]:
 
 # %% ../nbs/05_training.ipynb #5eed0004
 def try_out(objective: nn.Module, batch: tuple[Tensor, Tensor | None]) -> None:
-    """Run `objective` forward and backward on `batch`, and leave no trace in it or in the dice."""
+    """Run `objective` forward and backward on `batch`, and leave no trace, not in random states."""
     before = randomness_of(None)
     generator = torch.Generator(batch[0].device).manual_seed(0)
     try:

@@ -91,8 +91,8 @@ def test_algorithm_1_is_that_of_the_pipeline(diffusers, classes, timesteps):
     sigmas = grid_of(model).flip(0)[timesteps[::-1]]
     assert pipeline_timesteps(sigmas, grid_of(model)) == timesteps
     expected = theirs(pipe, noise, labels, 7, num_inference_steps=None, timesteps=timesteps)
-    dice = torch.Generator().manual_seed(7)
-    ours = sample_multistep(Clipped(model), noise, sigmas, labels=labels, generator=dice)
+    rng = torch.Generator().manual_seed(7)
+    ours = sample_multistep(Clipped(model), noise, sigmas, labels=labels, generator=rng)
     assert expected.std() > 0.2 and (expected.abs() < 0.99).float().mean() > 0.3
     assert (ours - expected).abs().max() < 1e-5
     if classes:  # two labels must differ, or nothing was seen of them
@@ -112,8 +112,8 @@ def test_steps_by_number_and_another_top(diffusers):
     noise = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
     expected = theirs(pipe, noise, None, 3, num_inference_steps=3)  # indices 0, 6, 12
     sigmas = grid_of(model).flip(0)[[0, 6, 12]]
-    dice = torch.Generator().manual_seed(3)
-    ours = sample_multistep(Clipped(model), noise, sigmas, generator=dice)
+    rng = torch.Generator().manual_seed(3)
+    ours = sample_multistep(Clipped(model), noise, sigmas, generator=rng)
     assert (ours - expected).abs().max() < 1e-5
 
 
@@ -215,8 +215,8 @@ def test_our_own_unet_goes_out_and_comes_back(diffusers, classes, tmp_path):
     labels = torch.tensor([2, 0, 3]) if classes else None
     sigmas = karras_sigmas(18, 0.002, 10.0).flip(0)[[0, 9]]
     for network in (model, from_diffusers(folder)):
-        dice = torch.Generator().manual_seed(5)
-        ours = sample_multistep(Clipped(network), noise, sigmas, labels=labels, generator=dice)
+        rng = torch.Generator().manual_seed(5)
+        ours = sample_multistep(Clipped(network), noise, sigmas, labels=labels, generator=rng)
         options = {"num_inference_steps": None, "timesteps": [9, 0]}
         expected = theirs(pipe, noise, labels, 5, **options)
         assert expected.std() > 0.05 and (ours - expected).abs().max() < 1e-5

@@ -23,6 +23,7 @@ def load(name):
 
 
 tables = load("cifar10_tables")
+gathered = load("measured")
 RUNS = {"teacher-small": (9.0,), "cd-small": (27.0, 18.0), "cd-small-1": (30.0, 20.0)}
 
 
@@ -98,12 +99,14 @@ def test_measured_takes_the_longest_scored_run_and_medians_of_digits(folder):
         write(folder.parent / f"digits_seed{seed}.json", table)
 
     def tell():
-        return json.loads(tables.measured(tables.read_results(folder), folder))
+        return json.loads(gathered.measured(tables.read_results(folder), folder))
 
     found = tell()["cifar10-cd-small"]
     assert found["run"] == "results/cifar10/cd-small"  # of equally long runs the first seed
     assert found["frechet"] == {"1": 27.0, "2": 18.0} and found["gigabytes"] == 1.5
     assert tell()["cifar10-teacher-small"]["frechet"] == {"35": 9.0}
+    write(folder / "memory.json", {"cifar10-cd-small": 0.5})  # alone in its process
+    assert tell()["cifar10-cd-small"]["gigabytes"] == 0.5
     digits = tell()["digits-cd"]
     assert (digits["frechet"], digits["minutes"], digits["seeds"]) == ({"1": 2.0}, 1.0, [0, 1, 2])
     run = json.loads((folder / "cd-small-1" / "run.json").read_text())
@@ -113,9 +116,18 @@ def test_measured_takes_the_longest_scored_run_and_medians_of_digits(folder):
     assert tell()["cifar10-cd-small"]["run"] == "results/cifar10/cd-small"
 
 
-def test_the_committed_files_are_what_the_runs_say(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["cifar10_tables.py", "--check"])
-    assert tables.main() == 0, "run cifar10_tables.py --write --measured"
+@pytest.mark.parametrize("script", [tables, gathered], ids=lambda script: script.__name__)
+def test_the_committed_files_are_what_the_runs_say(script, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["a script", "--check"])
+    assert script.main() == 0, f"run {script.__name__}.py"
+
+
+def test_published_recipes_have_the_speed_of_their_step():
+    found = json.loads(gathered.FILE.read_text(encoding="utf-8"))
+    for name in ("teacher", "cd", "ct"):
+        entry = found[f"cifar10-{name}"]
+        assert entry["images_per_second"] > 1000 and 20 < entry["gigabytes"] < 30
+        assert (ROOT / entry["run"]).is_file() and "minutes" not in entry
 
 
 def test_the_ratios_beside_the_slides_are_those_of_the_runs():

@@ -279,13 +279,13 @@ def test_seeds_and_rows_of_samples(runs, tmp_path):
 
 
 def test_classes_and_noises_of_a_grid(runs):
-    run, dice = load_run(runs / "teacher-labels"), torch.Generator().manual_seed(0)
+    run, rng = load_run(runs / "teacher-labels"), torch.Generator().manual_seed(0)
     words = ["sample", str(runs), "--nrow", "2", "--ncol", "3", "--labels", "3", "7"]
     assert labels_for(run, parse(words), 6).tolist() == [3, 7, 3, 7, 3, 7]
     config = parse([*words, "--interpolate"])
     assert labels_for(run, config, 6).tolist() == [3, 3, 3, 7, 7, 7]
     assert labels_for(load_run(runs / "cd"), parse(words[:-3]), 6) is None
-    noise = noise_for(run, config, dice).unflatten(0, (2, 3))
+    noise = noise_for(run, config, rng).unflatten(0, (2, 3))
     assert torch.allclose(noise[:, 1], spherical_mix(noise[:, 0], noise[:, 2], 0.5), atol=1e-5)
     assert abs(noise.std() - 1) < 0.1
 
@@ -357,12 +357,12 @@ def test_only_the_first_worker_speaks(tmp_path, monkeypatch):
 
 
 def test_warnings_are_sentences(tmp_path):
-    shelf = tmp_path / "run" / "checkpoints"
+    kept = tmp_path / "run" / "checkpoints"
     assert command(*training("--out", tmp_path / "one"))[0] == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.Trainer, "export", lambda *_: throw(KeyboardInterrupt()))
         assert command(*training("--out", tmp_path / "run"))[0] == 130
-    os.truncate(shelf / "step_000000030" / "rest.pt", 10)
+    os.truncate(kept / "step_000000030" / "rest.pt", 10)
     status, said = command(*training("--out", tmp_path / "run", "--resume"))
     assert status == 0 and "consistency-edu: the checkpoint in" in said and "is damaged" in said
     pair = [load_run(tmp_path / name).model.state_dict() for name in ("one", "run")]
@@ -492,10 +492,10 @@ def test_other_classes_than_the_teachers_or_the_beginnings_are_refused(pets, tmp
 def pictures(folder, count, size=8, mode="L", seed=0):
     """A folder of `count` random pictures, and nothing else."""
     folder.mkdir()
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     for k in range(count):
         shape = (size, size, 3) if mode == "RGB" else (size, size)
-        pixels = dice.integers(0, 256, shape, dtype=np.uint8)
+        pixels = rng.integers(0, 256, shape, dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{k:03}.png")
     return folder
 

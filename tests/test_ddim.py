@@ -89,11 +89,11 @@ def test_eta_one_is_ddpm_with_the_same_dice(normal, generator):
     exact = ExactDenoiser(normal)
     noise = torch.randn(40, 2, generator=generator, dtype=torch.float64)
 
-    def dice():
+    def rng():
         return torch.Generator().manual_seed(7)
 
-    ours = sample_ddim(exact, noise, LINEAR, steps=9, eta=1.0, generator=dice())
-    theirs = sample_ddpm(exact, noise, LINEAR, steps=9, generator=dice())
+    ours = sample_ddim(exact, noise, LINEAR, steps=9, eta=1.0, generator=rng())
+    theirs = sample_ddpm(exact, noise, LINEAR, steps=9, generator=rng())
     assert torch.allclose(ours, theirs, atol=1e-9)
 
 

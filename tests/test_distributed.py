@@ -173,9 +173,9 @@ def rounds(batches, **options):
 
 
 def test_passes_that_go_round_a_wrapper_are_averaged(tmp_path):
-    dice = torch.Generator().manual_seed(5)
+    rng = torch.Generator().manual_seed(5)
     labels = torch.tensor([1.0, 2.0, 0.0, 0.0])
-    batches = [(torch.randn(4, 4, generator=dice), labels) for _ in range(6)]
+    batches = [(torch.randn(4, 4, generator=rng), labels) for _ in range(6)]
     (one,) = together(1, lambda: rounds(batches), tmp_path)
     for answer in together(2, lambda: rounds(batches), tmp_path):
         losses, weights = answer["result"]
@@ -216,15 +216,15 @@ def talk():
     with init_distributed() as workers:
         torch.manual_seed(workers.rank)
         generator = SharedGenerator("cpu", workers.part).manual_seed(4)
-        dice = workers.gather_randomness(generator)
+        rng = workers.gather_randomness(generator)
         rows = workers.gather(torch.full((2,), float(workers.rank)))
         most = workers.maximum([workers.rank, -workers.rank])
         return {
             "rows": rows.tolist(),
             "most": most,
             "mean": workers.mean(workers.rank),
-            "globals": [bool((d["global"] == dice[0]["global"]).all()) for d in dice],
-            "mine": bool((dice[workers.rank]["global"] == torch.get_rng_state()).all()),
+            "globals": [bool((d["global"] == rng[0]["global"]).all()) for d in rng],
+            "mine": bool((rng[workers.rank]["global"] == torch.get_rng_state()).all()),
         }
 
 
@@ -254,7 +254,7 @@ def test_each_worker_needs_a_gpu_of_its_own(monkeypatch):
 
 
 class Forgetful(PixelMLP):
-    """A network with dropout, so that each worker's own dice count."""
+    """A network with dropout, so that each worker's own random numbers count."""
 
     def forward(self, x, c_noise, labels=None):
         return super().forward(nn.functional.dropout(x, 0.2, self.training), c_noise, labels)
@@ -376,21 +376,21 @@ def test_two_machines_by_two_torchruns_repeat_one(tmp_path):
 def test_torchrun_loses_a_worker_and_the_run_resumes(tmp_path):
     options = ("--standalone", "--nproc-per-node", 2)
     agent = launch(*options, steps=100_000, out="run", cwd=tmp_path)
-    shelf, deadline = CheckpointManager(tmp_path / "run" / "checkpoints"), time.monotonic() + 300
-    while not shelf.folders and time.monotonic() < deadline:
+    kept, deadline = CheckpointManager(tmp_path / "run" / "checkpoints"), time.monotonic() + 300
+    while not kept.folders and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(workers_below(agent.pid)[1], signal.SIGKILL)
     said = agent.communicate(timeout=120)[0]
     assert agent.returncode not in (0, None)
     assert "another worker of this run was lost" in said and "go on with --resume" in said, said
-    reached = shelf.latest().step
+    reached = kept.latest().step
     agent = launch(*options, steps=100_000, out="run", cwd=tmp_path, more=["--resume"])
-    while shelf.folders[-1].name == f"step_{reached:09d}" and time.monotonic() < deadline + 200:
+    while kept.folders[-1].name == f"step_{reached:09d}" and time.monotonic() < deadline + 200:
         time.sleep(0.05)
     agent.send_signal(signal.SIGTERM)
     said = agent.communicate(timeout=120)[0]
     assert "stopped. The last checkpoint is" in said, said
-    assert shelf.latest().step > reached and not list(shelf.folder.glob(".partial-*"))
+    assert kept.latest().step > reached and not list(kept.folder.glob(".partial-*"))
 
 
 # ------------------------------------------------------------------ hanging, never starting, apart
@@ -470,8 +470,8 @@ def apart(folder, teacher, spoil):
 def test_workers_agree_before_the_first_step(teacher, tmp_path):
     other = override(RECIPES["digits-teacher"], {"steps": "3", "batch": "8"})
     other = train_recipe(other, tmp_path / "other")
-    dice = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (40, 8, 8), generator=dice).byte().numpy()
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (40, 8, 8), generator=rng).byte().numpy()
     np.savez(tmp_path / "more.npz", images=images)
     data = str(tmp_path / "more.npz")
     for spoil, word in (

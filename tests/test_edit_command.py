@@ -105,8 +105,8 @@ def test_colour_strokes_noise_and_walks(place):
 def make_loud(folder):
     """Write the run of a student whose answers lie far beyond 1 into `folder`."""
     weights = load_file(make_run(folder) / "model.safetensors")
-    dice = torch.Generator().manual_seed(1)
-    loud = {k: torch.randn(v.shape, generator=dice) if v.ndim else v for k, v in weights.items()}
+    rng = torch.Generator().manual_seed(1)
+    loud = {k: torch.randn(v.shape, generator=rng) if v.ndim else v for k, v in weights.items()}
     save_file(loud, folder / "model.safetensors")
     return str(folder)
 

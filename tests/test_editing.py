@@ -288,12 +288,12 @@ def test_two_known_coordinates_count_twice():
 
 @pytest.mark.parametrize("along", [[1.0, 0.0], [0.6, -0.8]])
 def test_exact_draws_agree_with_rejection(along, blobs):
-    dice = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     operator, line = keep_along(torch.tensor(along)), torch.tensor(along)
     known = 0.2 * line[None]
-    draws = draw_conditional(blobs, operator, known, 2000, generator=dice)
+    draws = draw_conditional(blobs, operator, known, 2000, generator=rng)
     assert ((draws - known) @ line).abs().max() < 1e-6
-    pool = draw_points(blobs, 400_000, generator=dice)[0]
+    pool = draw_points(blobs, 400_000, generator=rng)[0]
     near = pool[(pool @ line - 0.2).abs() < 0.02][:2000]
     across = torch.tensor([-along[1], along[0]])
     assert sliced_w2((near @ across)[:, None], (draws @ across)[:, None], 1) < 0.05
@@ -305,17 +305,17 @@ def test_small_levels_from_the_truth_stay_there_and_large_ones_blur():
     f = ExactConsistency(ExactDenoiser(diagonal), sigma_max=5.0, steps=6)
     off = {}
     for tau in (0.03, 1.0):
-        dice = torch.Generator().manual_seed(0)
-        options = {"generator": dice}
+        rng = torch.Generator().manual_seed(0)
+        options = {"generator": rng}
         truth, x = (
             draw_conditional(diagonal, FIRST_KNOWN, torch.tensor([[0.5, 0.0]]), 1000, **options)
             for _ in range(2)
         )
         for _ in range(6):
             x = FIRST_KNOWN.project(
-                f(add_noise(x, tau, 0.002, dice), torch.full((1000,), tau)), truth
+                f(add_noise(x, tau, 0.002, rng), torch.full((1000,), tau)), truth
             )
-        band = w2_band(x, truth, count=16, shuffles=50, generator=dice)
+        band = w2_band(x, truth, count=16, shuffles=50, generator=rng)
         off[tau] = sliced_w2(x, truth, 16) / band
     assert off[0.03] < 1.5 and off[1.0] > 3
 

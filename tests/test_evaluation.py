@@ -31,9 +31,9 @@ from consistency_edu.image_sets import ImageSet, load_images, to_floats, to_pixe
 
 def cloud(count, dim=6, seed=0, shift=0.0):
     """Correlated Gaussian features `[count, dim]`, far from the origin."""
-    dice = torch.Generator().manual_seed(seed)
-    turn = torch.randn(dim, dim, generator=dice)
-    return torch.randn(count, dim, generator=dice) @ turn + 5 + shift
+    rng = torch.Generator().manual_seed(seed)
+    turn = torch.randn(dim, dim, generator=rng)
+    return torch.randn(count, dim, generator=rng) @ turn + 5 + shift
 
 
 def moments(rows, batch=64):
@@ -59,8 +59,8 @@ class Tiny(torch.nn.Module):
 
     def __init__(self, size=8, seed=0):
         super().__init__()
-        dice = torch.Generator().manual_seed(seed)
-        self.register_buffer("turn", torch.randn(3 * size * size, 12, generator=dice) / 10)
+        rng = torch.Generator().manual_seed(seed)
+        self.register_buffer("turn", torch.randn(3 * size * size, 12, generator=rng) / 10)
 
     def forward(self, pixels):
         return torch.tanh(pixels.flatten(1).float() / 128 - 1) @ self.turn
@@ -114,11 +114,11 @@ def test_gaussians_have_their_closed_form():
 def test_samples_of_one_gaussian_miss_by_what_the_count_predicts():
     """For equal Gaussians the expected distance is about (trace / n) (1 + D / 4) from one side."""
     dim, count = 8, 400
-    dice, values = torch.Generator().manual_seed(0), []
+    rng, values = torch.Generator().manual_seed(0), []
     exact = Moments()
     exact.count, exact.mean, exact.scatter = 2, torch.zeros(dim), torch.eye(dim)
     for _ in range(60):
-        values.append(frechet_of_moments(moments(torch.randn(count, dim, generator=dice)), exact))
+        values.append(frechet_of_moments(moments(torch.randn(count, dim, generator=rng)), exact))
     expected = dim / count + dim * (dim + 1) / (8 * count) * 2
     assert sum(values) / 60 == pytest.approx(expected, rel=0.15)
 
@@ -162,8 +162,8 @@ def test_more_splits_than_images_are_refused():
 
 
 def test_copies_are_caught_and_new_images_are_not():
-    dice = torch.Generator().manual_seed(0)
-    real, held, new = (torch.randn(400, 4, generator=dice) for _ in range(3))
+    rng = torch.Generator().manual_seed(0)
+    real, held, new = (torch.randn(400, 4, generator=rng) for _ in range(3))
     assert copied_share(real[:50], real, held) == 1
     assert copied_share(held, real, held, 0.2) == pytest.approx(0.2, abs=0.003)
     assert copied_share(new, real, held, 0.2) == pytest.approx(0.2, abs=0.07)
@@ -214,9 +214,9 @@ def test_the_order_of_samples_does_not_matter(digits, tiny_reference):
 
 def test_noise_is_far_and_a_half_is_near(digits, tiny_reference):
     train = digits[0].images
-    dice = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     half = random_images(digits[0], 674)
-    noise = torch.randint(256, train[:674].shape, dtype=torch.uint8, generator=dice)
+    noise = torch.randint(256, train[:674].shape, dtype=torch.uint8, generator=rng)
     near, far = (evaluate_images(x, tiny_reference, Tiny()) for x in (half, noise))
     assert far["frechet"] > 100 * near["frechet"] and near["frechet"] < 0.01
     assert near["precision"] > 0.8 > 0.1 > far["precision"] and near["recall"] > 0.8

@@ -87,36 +87,36 @@ def wait_for_steps(process, folder):
 
 @pytest.mark.slow
 def test_killed_at_random_instants_it_ends_bit_for_bit_where_it_would_have(tmp_path):
-    dice, steps = random.Random(KILLS), 60 * KILLS
+    rng, steps = random.Random(KILLS), 60 * KILLS
     train_recipe(override(SMALL, {"steps": "2"}), tmp_path / "warm", tensorboard=HAS_BOARD)
     process = start(tmp_path / "whole", steps)
     began = wait_for_steps(process, tmp_path / "whole")
     process.join()
     assert process.exitcode == 0
     span, torn, resumed = 1.5 * (time.monotonic() - began) / KILLS, 0, []
-    shelf = CheckpointManager(tmp_path / "run" / "checkpoints")
+    kept = CheckpointManager(tmp_path / "run" / "checkpoints")
     for number in range(KILLS):
         process = start(tmp_path / "run", steps)
         if number % 5:  # one in five dies before its first step
             wait_for_steps(process, tmp_path / "run")
-        process.join(dice.uniform(0, span))
+        process.join(rng.uniform(0, span))
         assert process.exitcode is None, "it ended by itself before the last kill"
         process.kill()
         process.join()
-        torn += any(shelf.folder.glob(".partial-*"))
-        resumed.append(int(shelf.folders[-1].name[5:]) if shelf.folders else 0)
+        torn += any(kept.folder.glob(".partial-*"))
+        resumed.append(int(kept.folders[-1].name[5:]) if kept.folders else 0)
     process = start(tmp_path / "run", steps)
     process.join()
     assert process.exitcode == 0
     same(tmp_path / "whole", tmp_path / "run")
     if HAS_BOARD:
-        assert board(tmp_path / "run") == lines(tmp_path / "run")
+        assert tensorboard_rows(tmp_path / "run") == lines(tmp_path / "run")
     assert resumed == sorted(resumed) and resumed[-1] > 0
     print(f"\n{KILLS} kills in {steps} steps, {torn} of them within a checkpoint's writing;")
     print("resumed at", *resumed)
 
 
-def board(folder):
+def tensorboard_rows(folder):
     """What TensorBoard would show of a run."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -157,17 +157,17 @@ def left(stopped, tmp_path):
     return tmp_path / "run"
 
 
-def flip(path, dice):
+def flip(path, rng):
     content = bytearray(path.read_bytes())
-    content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     path.write_bytes(content)
 
 
-def cut(path, dice):
-    os.truncate(path, dice.randrange(path.stat().st_size))
+def cut(path, rng):
+    os.truncate(path, rng.randrange(path.stat().st_size))
 
 
-def drop(path, dice):
+def drop(path, rng):
     path.unlink()
 
 
@@ -177,17 +177,17 @@ FILES = ("objective.safetensors", "ema.safetensors", "rest.pt", "state.json", "m
 @pytest.mark.parametrize("harm", [flip, cut, drop])
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(name, harm, left):
-    shelf, dice = CheckpointManager(left / "checkpoints"), random.Random(name)
-    newest = shelf.folders[-1]
+    kept, rng = CheckpointManager(left / "checkpoints"), random.Random(name)
+    newest = kept.folders[-1]
     intact = (newest / name).read_bytes()
     for _ in range(10):
-        harm(newest / name, dice)
+        harm(newest / name, rng)
         with pytest.raises(DamagedCheckpoint, match=newest.name):
             load_checkpoint(newest)
         with pytest.warns(UserWarning, match=f"{newest.name} is damaged .* one before"):
-            assert shelf.latest().step == 16
+            assert kept.latest().step == 16
         (newest / name).write_bytes(intact)
-    assert shelf.latest().step == 24
+    assert kept.latest().step == 24
 
 
 @pytest.mark.parametrize("damaged", [0, 1, 2])
@@ -248,8 +248,8 @@ def expect_room(folder):
     before = {path.name for path in CheckpointManager(folder / "checkpoints").folders}
     with pytest.raises(InputError, match="make room. The last checkpoint is .*step_000000024"):
         train_recipe(SMALL, folder, resume=True, save_every=2)
-    shelf = CheckpointManager(folder / "checkpoints")
-    assert {path.name for path in shelf.folders} == before and shelf.latest().step == 24
+    kept = CheckpointManager(folder / "checkpoints")
+    assert {path.name for path in kept.folders} == before and kept.latest().step == 24
     assert not list(folder.rglob(".partial-*"))
 
 

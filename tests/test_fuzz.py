@@ -99,10 +99,10 @@ WORDS += ["None", "[]", "{}", "%s%n", "'; touch bomb; '", "digits-pd", "--resume
 
 
 def test_command_lines_of_random_words(cwd):
-    dice = random.Random(0)
+    rng = random.Random(0)
     for _ in range(60):
-        name = dice.choice(["toy", "digits", "train", "sample", "sweep", "doctor", "", "trian"])
-        words = [dice.choice(WORDS) for _ in range(dice.randrange(1, 4))]
+        name = rng.choice(["toy", "digits", "train", "sample", "sweep", "doctor", "", "trian"])
+        words = [rng.choice(WORDS) for _ in range(rng.randrange(1, 4))]
         if name in ("toy", "digits"):
             words += ["--stepz", "1"]  # none of these is to begin to work
         args = [name, *words] if name != "doctor" else [name, *words, "more"]
@@ -128,10 +128,10 @@ FIELDS += [
 
 
 def test_fields_with_bad_values(cwd):
-    dice = random.Random(1)
+    rng = random.Random(1)
     pairs = [(field, value) for field in FIELDS for value in VALUES]
     pairs.remove(("minutes", "١"))  # it is a 1, and would be obeyed
-    for field, value in dice.sample(pairs, 90):
+    for field, value in rng.sample(pairs, 90):
         args = ["train", "digits-teacher", "--batch", "8", "--steps", "2", "--out", "run"]
         args += [f"--{field}={value}"]
         shutil.rmtree(cwd / "run", ignore_errors=True)
@@ -163,7 +163,7 @@ def link(kind, target):
 
 
 def test_archives_that_mean_harm(cwd):
-    dice, whole = random.Random(2), [(f"{c}/{k}.png", png()) for c in "ab" for k in range(4)]
+    rng, whole = random.Random(2), [(f"{c}/{k}.png", png()) for c in "ab" for k in range(4)]
     names = [
         "../../evil.png",
         "/tmp/evil.png",
@@ -185,10 +185,10 @@ def test_archives_that_mean_harm(cwd):
     content = (cwd / "whole.tar").read_bytes()
     for number in range(12):
         paths.append(cwd / f"cut{number}.tar")
-        paths[-1].write_bytes(content[: dice.randrange(1, 7000)])
+        paths[-1].write_bytes(content[: rng.randrange(1, 7000)])
     for number in range(6):
         paths.append(cwd / f"noise{number}.tar")
-        paths[-1].write_bytes(dice.randbytes(dice.randrange(2000)))
+        paths[-1].write_bytes(rng.randbytes(rng.randrange(2000)))
     for name, array in (
         ("object.npy", np.array([Bomb()], dtype=object)),
         ("flat.npy", np.zeros(9, np.uint8)),
@@ -201,7 +201,7 @@ def test_archives_that_mean_harm(cwd):
     with zipfile.ZipFile(cwd / "zip.npz", "w") as archive:
         archive.writestr("../evil.npy", b"x")
     (cwd / "folder").mkdir()
-    (cwd / "folder" / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + dice.randbytes(300))
+    (cwd / "folder" / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + rng.randbytes(300))
     (cwd / "gone").mkdir()
     (cwd / "gone" / "x.png").symlink_to("/nowhere")
     paths += [cwd / "other.npz", cwd / "zip.npz", cwd / "folder", cwd / "gone", cwd / "missing"]
@@ -216,34 +216,34 @@ def test_archives_that_mean_harm(cwd):
 # ------------------------------------------------------------------ checkpoints and runs
 
 
-def mangle(content, dice):
+def mangle(content, rng):
     """`content`, harmed in one of five ways."""
-    kind, place = dice.randrange(5), dice.randrange(len(content))
+    kind, place = rng.randrange(5), rng.randrange(len(content))
     if kind == 0:
         return content[:place]
     if kind == 1:
         return (
             content[:place]
-            + bytes([content[place] ^ (1 << dice.randrange(8))])
+            + bytes([content[place] ^ (1 << rng.randrange(8))])
             + content[place + 1 :]
         )
     if kind == 2:
-        return dice.randbytes(dice.randrange(500))
+        return rng.randbytes(rng.randrange(500))
     if kind == 3:
-        return content[:place] + dice.randbytes(20) + content[place:]
+        return content[:place] + rng.randbytes(20) + content[place:]
     return pickle.dumps(Bomb())
 
 
 def test_checkpoints_that_were_mangled(cwd, runs):
-    dice = random.Random(3)
+    rng = random.Random(3)
     names = ["objective.safetensors", "ema.safetensors", "rest.pt", "state.json", "manifest.json"]
     for number in range(40):
         shutil.rmtree(cwd / "run", ignore_errors=True)
         shutil.copytree(runs / "left", cwd / "run")
         forged = number % 2  # with sums that fit
         for folder in CheckpointManager(cwd / "run" / "checkpoints").folders:
-            name = dice.choice(names[: 4 if forged else 5])
-            (folder / name).write_bytes(mangle((folder / name).read_bytes(), dice))
+            name = rng.choice(names[: 4 if forged else 5])
+            (folder / name).write_bytes(mangle((folder / name).read_bytes(), rng))
             if forged:
                 sums = json.loads((folder / "manifest.json").read_text())
                 sums[name] = checksum((folder / name).read_bytes())
@@ -253,7 +253,7 @@ def test_checkpoints_that_were_mangled(cwd, runs):
 
 
 def test_runs_of_strangers(cwd, runs):
-    dice, info = random.Random(4), json.loads((runs / "teacher" / "run.json").read_text())
+    rng, info = random.Random(4), json.loads((runs / "teacher" / "run.json").read_text())
     harms = [{"shape": value} for value in ([], [1, 8], "abc", [1, -8, 8], [10**9] * 3, None)]
     harms += [{"classes": value} for value in (-1, 10**12, "ten", None, 1.5)]
     harms += [{"recipe": value} for value in ({}, [], "x", None, {"name": 3})]
@@ -272,7 +272,7 @@ def test_runs_of_strangers(cwd, runs):
     shutil.copy(runs / "teacher" / "run.json", cwd / "run" / "run.json")
     content = (runs / "teacher" / "model.safetensors").read_bytes()
     for number in range(25):
-        (cwd / "run" / "model.safetensors").write_bytes(mangle(content, dice))
+        (cwd / "run" / "model.safetensors").write_bytes(mangle(content, rng))
         if number % 2:
             shown = {"model": checksum((cwd / "run" / "model.safetensors").read_bytes())}
             (cwd / "run" / "run.json").write_text(json.dumps(info | {"sha256": shown}))

@@ -62,7 +62,7 @@ def teacher(tmp_path_factory):
 
 
 class Clock(Progress):
-    """A pace with half a second for each step."""
+    """A run with half a second for each step."""
 
     @property
     def seconds(self):
@@ -72,22 +72,22 @@ class Clock(Progress):
 @pytest.mark.parametrize("choices", [{"steps": 120}, {"steps": 7, "minutes": 1.0}])
 def test_the_rate_ends_at_zero_by_steps_and_by_the_clock(choices):
     recipe = Recipe("try", warmup=10, **choices)
-    pace, rates = Clock(recipe, nn.Module()), []
-    for pace.step in range(121):
-        rates.append(pace.rate(pace.step, 10**9))
+    progress, rates = Clock(recipe, nn.Module()), []
+    for progress.step in range(121):
+        rates.append(progress.rate(progress.step, 10**9))
     assert rates[0] == pytest.approx(0.1, abs=0.01) and rates[60] == pytest.approx(0.5)
-    assert rates[120] == 0 and pace.fraction == 1
+    assert rates[120] == 0 and progress.fraction == 1
     assert all(a >= b for a, b in zip(rates[10:], rates[11:]))
 
 
 def test_by_the_clock_the_objective_is_told_its_length():
     recipe, objective = Recipe("try", minutes=1.0), nn.Module()
     objective.total_steps = 5000
-    pace = Clock(recipe, objective)
+    progress = Clock(recipe, objective)
     state = type("State", (), {"step": 30})
-    assert pace.update(state) and objective.total_steps == 120
+    assert progress.update(state) and objective.total_steps == 120
     state.step = 120
-    assert not pace.update(state)
+    assert not progress.update(state)
 
 
 def test_by_steps_the_length_is_left_alone():
@@ -235,9 +235,9 @@ def test_the_clock_and_tensorboard_go_on_at_a_resume(tmp_path, monkeypatch):
         with pytest.raises(Interrupted):
             train_recipe(recipe, tmp_path / "run", **options)
     train_recipe(recipe, tmp_path / "run", resume=True, **options)
-    board = events.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
-    board.Reload()
-    shown = [(event.step, event.value) for event in board.Scalars("loss")]
+    events_of = events.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events_of.Reload()
+    shown = [(event.step, event.value) for event in events_of.Scalars("loss")]
     rows = read_metrics(tmp_path / "run")
     assert [step for step, _ in shown] == [row["step"] for row in rows] == [50, 100, 120]
     assert [value for _, value in shown] == pytest.approx([row["loss"] for row in rows])
@@ -320,12 +320,12 @@ def test_a_run_starts_from_another_runs_weights(teacher, tmp_path):
 @pytest.mark.parametrize("labels", [True, False])
 def test_batches_without_data_draw_all_classes_and_as_many_numbers_without_labels(labels):
     recipe = override(RECIPES["digits-boot"], {"labels": labels, "batch": 400})
-    dice, same = (torch.Generator().manual_seed(0) for _ in range(2))
+    rng, same = (torch.Generator().manual_seed(0) for _ in range(2))
     digits = image_sets.load_images("digits")
-    x, drawn = next(make_batches(recipe, digits, torch.device("cpu"), dice))
+    x, drawn = next(make_batches(recipe, digits, torch.device("cpu"), rng))
     expected = (torch.rand(400, generator=same) * 10).long()
     assert x.shape == (400, 1, 8, 8) and x.isnan().all()
-    assert torch.equal(dice.get_state(), same.get_state())
+    assert torch.equal(rng.get_state(), same.get_state())
     assert torch.equal(drawn, expected) if labels else drawn is None
     assert expected.bincount(minlength=10).min() > 20
 

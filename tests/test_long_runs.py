@@ -46,48 +46,48 @@ def states():
     return after
 
 
-def steps_on(shelf):
-    return [int(folder.name[5:]) for folder in shelf.folders]
+def steps_on(kept):
+    return [int(folder.name[5:]) for folder in kept.folders]
 
 
 def test_the_last_few_stay(states, tmp_path):
-    shelf = CheckpointManager(tmp_path / "shelf", keep=2)
-    assert shelf.latest() is None and "no checkpoint yet" in shelf.left
+    kept = CheckpointManager(tmp_path / "kept", keep=2)
+    assert kept.latest() is None and "no checkpoint yet" in kept.left
     for step in (1, 5, 9, 10):
-        path = shelf.save(states(step), extra={"at": step})
-    assert steps_on(shelf) == [9, 10] and path == shelf.folders[-1]
-    assert shelf.latest().info["extra"] == {"at": 10}
-    assert shelf.count == 4 and shelf.seconds >= shelf.cost > 0
-    assert "step_000000010': go on with --resume" in shelf.left
+        path = kept.save(states(step), extra={"at": step})
+    assert steps_on(kept) == [9, 10] and path == kept.folders[-1]
+    assert kept.latest().info["extra"] == {"at": 10}
+    assert kept.count == 4 and kept.seconds >= kept.cost > 0
+    assert "step_000000010': go on with --resume" in kept.left
 
 
 def test_what_is_written_now_is_never_dropped_for_a_later_damaged_one(states, tmp_path):
-    shelf = CheckpointManager(tmp_path, keep=1)
-    shelf.save(states(10))
-    (shelf.folders[0] / "rest.pt").unlink()
-    shelf.save(states(4))
-    assert steps_on(shelf) == [4, 10]
+    kept = CheckpointManager(tmp_path, keep=1)
+    kept.save(states(10))
+    (kept.folders[0] / "rest.pt").unlink()
+    kept.save(states(4))
+    assert steps_on(kept) == [4, 10]
     with pytest.warns(UserWarning, match="step_000000010 is damaged"):
-        assert shelf.latest().step == 4
+        assert kept.latest().step == 4
 
 
 def test_no_silent_beginning(states, tmp_path):
-    shelf = CheckpointManager(tmp_path)
-    shelf.save(states(3))
-    (shelf.folders[0] / "manifest.json").write_text("[]")
+    kept = CheckpointManager(tmp_path)
+    kept.save(states(3))
+    (kept.folders[0] / "manifest.json").write_text("[]")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(InputError, match="is whole: remove the run"):
-            shelf.latest()
+            kept.latest()
 
 
 def test_when_one_is_due(tmp_path):
     often = CheckpointManager(tmp_path, every=4)
     assert [step for step in range(1, 13) if often.is_due(step)] == [4, 8, 12]
-    shelf, now = CheckpointManager(tmp_path), time.perf_counter()
+    kept, now = CheckpointManager(tmp_path), time.perf_counter()
     for cost, ago, is_due in ((0.1, 59, False), (0.1, 61, True), (2, 490, False), (2, 510, True)):
-        shelf.cost, shelf.last = cost, now - ago
-        assert shelf.is_due(1) == is_due
+        kept.cost, kept.last = cost, now - ago
+        assert kept.is_due(1) == is_due
     for options in ({"keep": 0}, {"every": -1}):
         with pytest.raises(InputError, match="are needed"):
             CheckpointManager(tmp_path, **options)

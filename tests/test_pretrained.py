@@ -30,11 +30,11 @@ def tool():
 
 
 @pytest.fixture
-def shelf(tmp_path, monkeypatch):
+def students(tmp_path, monkeypatch):
     """A copy of the small student where pretrained students are looked for."""
-    shutil.copytree(PACKAGE / "digits-cd", tmp_path / "shelf" / "digits-cd")
-    monkeypatch.setattr(runs, "PRETRAINED", tmp_path / "shelf")
-    return tmp_path / "shelf"
+    shutil.copytree(PACKAGE / "digits-cd", tmp_path / "students" / "digits-cd")
+    monkeypatch.setattr(runs, "PRETRAINED", tmp_path / "students")
+    return tmp_path / "students"
 
 
 def test_there_are_two_students_where_the_package_is():
@@ -144,12 +144,12 @@ def test_wrong_names_are_answered_with_the_nearest(name, near, tmp_path, monkeyp
         load_pretrained("../digits-cd")
 
 
-def test_a_name_stands_for_a_folder_but_a_folder_goes_first(shelf, tmp_path, monkeypatch):
+def test_a_name_stands_for_a_folder_but_a_folder_goes_first(students, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_run("digits-cd").info["seed"] == 0
     (tmp_path / "digits-cd").mkdir()
     assert load_run("digits-cd").info["seed"] == 0  # an empty folder is no run
-    shutil.copytree(shelf / "digits-cd", tmp_path / "digits-cd", dirs_exist_ok=True)
+    shutil.copytree(students / "digits-cd", tmp_path / "digits-cd", dirs_exist_ok=True)
     info = read_json(tmp_path / "digits-cd" / "run.json")
     (tmp_path / "digits-cd" / "run.json").write_text(json.dumps({**info, "seed": 7}))
     assert load_run("digits-cd").info["seed"] == 7
@@ -157,8 +157,11 @@ def test_a_name_stands_for_a_folder_but_a_folder_goes_first(shelf, tmp_path, mon
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "no json", "other network"])
-def test_a_damaged_student_is_one_sentence(shelf, damage):
-    file, json_file = shelf / "digits-cd" / "model.safetensors", shelf / "digits-cd" / "run.json"
+def test_a_damaged_student_is_one_sentence(students, damage):
+    file, json_file = (
+        students / "digits-cd" / "model.safetensors",
+        students / "digits-cd" / "run.json",
+    )
     content = bytearray(file.read_bytes())
     if damage == "cut":
         file.write_bytes(content[:-1000])
@@ -212,9 +215,9 @@ def finished(folder, half=False):
     """A finished run in `folder`, in 32 bits with its checksum, or rounded with that of 32."""
     folder.mkdir()
     weights = load_file(PACKAGE / "digits-cd" / "model.safetensors")
-    dice = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     full = {
-        k: w.float() * (1 + 1e-5 * torch.rand(w.shape, generator=dice)) for k, w in weights.items()
+        k: w.float() * (1 + 1e-5 * torch.rand(w.shape, generator=rng)) for k, w in weights.items()
     }
     save_file(full, folder / "model.safetensors")
     info = read_json(PACKAGE / "digits-cd" / "run.json")

@@ -27,9 +27,9 @@ def pixels_of(data):
 
 
 def test_few_colours_stay_exact_and_what_is_clear_becomes_white():
-    dice = np.random.default_rng(0)
-    table = np.concatenate([dice.integers(0, 256, (200, 3)), np.full((200, 1), 255)], 1)
-    pixels = table[dice.integers(0, 200, (40, 50))].astype(np.uint8)
+    rng = np.random.default_rng(0)
+    table = np.concatenate([rng.integers(0, 256, (200, 3)), np.full((200, 1), 255)], 1)
+    pixels = table[rng.integers(0, 200, (40, 50))].astype(np.uint8)
     pixels[0, :, 3] = 0
     small = tool.shrink_png(png(pixels))
     assert len(small) < len(png(pixels)) and Image.open(io.BytesIO(small)).mode == "P"

@@ -28,6 +28,7 @@ from consistency_edu.training import (
     linear_decay,
     make_optimizer,
     move_towards,
+    randomness_of,
     read_later,
     set_precision,
     set_randomness,
@@ -35,7 +36,6 @@ from consistency_edu.training import (
     train,
     try_out,
 )
-from consistency_edu.training import randomness_of as dice
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=on_cuda)]
@@ -406,16 +406,16 @@ def test_too_little_memory_is_not_blamed_on_the_compiler(monkeypatch):
 
 
 def test_try_out_leaves_no_trace():
-    objective, before = painter(dropout=0.5), dice(None)
+    objective, before = painter(dropout=0.5), randomness_of(None)
     objective.train()
     weights = copy.deepcopy(weights_of(objective))
     try_out(objective, next(images()))
     assert all(p.grad is None for p in objective.parameters())
-    assert torch.equal(dice(None)["global"], before["global"])
+    assert torch.equal(randomness_of(None)["global"], before["global"])
     assert all(torch.equal(v, weights[k]) for k, v in weights_of(objective).items())
     torch.rand(3)
     set_randomness(before)
-    assert torch.equal(dice(None)["global"], before["global"])
+    assert torch.equal(randomness_of(None)["global"], before["global"])
 
 
 @pytest.mark.slow

@@ -54,8 +54,8 @@ class DigitsConfig:
 def draw(run: Run, bench: DigitsBenchmark, steps: int) -> Tensor:
     """Turn the benchmark's noise into images with `run`."""
     labels = bench.labels if run.recipe.labels else None
-    dice = torch.Generator().manual_seed(run.info["seed"])
-    return run.sample(bench.noise, steps=steps, labels=labels, generator=dice)
+    generator = torch.Generator().manual_seed(run.info["seed"])
+    return run.sample(bench.noise, steps=steps, labels=labels, generator=generator)
 
 
 def format_row(row: dict) -> str:

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DIGITS_RECIPES', 'CIFAR10_RECIPES', 'SMALL_RECIPES', 'MINI_RECIPES', 'RECIPES', 'Recipe', 'measured_results',
-           'describe']
+           'describe', 'describe_result']
 
 # %% ../../nbs/images/01_recipes.ipynb #im010004
 import importlib.resources
 import json
+import textwrap
 from dataclasses import dataclass
 
 # %% ../../nbs/images/01_recipes.ipynb #ir000006
@@ -388,25 +389,35 @@ RECIPES = {
 def measured_results() -> dict[str, dict]:
     """Return what finished runs took and gave, by recipe: minutes, device, gigabytes, frechet …
 
-    They are collected from `results/` by `benchmarks/cifar10_tables.py --measured`.
+    They are collected from `results/` and `benchmarks/results/` by `benchmarks/measured.py`.
     """
     file = importlib.resources.files("consistency_edu") / "images" / "measured.json"
     return json.loads(file.read_text(encoding="utf-8"))
 
 
 def describe(recipe: Recipe) -> str:
-    """Return what `recipe` is, needs, takes and gave, for people."""
+    """Return what `recipe` is, needs, takes and gave, in lines for people."""
     length = f"{recipe.minutes:g} minutes" if recipe.minutes else f"{recipe.steps:,} steps"
     needs = f"needs {recipe.device}" + (f" and {recipe.source}" if recipe.source else "")
-    lines = [f"{recipe.name}: {recipe.about}", f"{needs}; {length} of {recipe.batch} images"]
-    found = measured_results().get(recipe.name)
-    if found:
-        memory = f", {found['gigabytes']:.1f} GB" if found.get("gigabytes") else ""
-        lines.append(f"measured: {found['minutes']:.1f} minutes of {found['device']}{memory}")
-        scores = [f"{value:.3g} in {nfe}" for nfe, value in found.get("frechet", {}).items()]
-        if scores:
-            lines.append(
-                f"  Fréchet distance ({found['features']}, {found['samples']:,} samples) "
-                f"{', '.join(scores)} evaluations"
-            )
-    return "\n    ".join(lines)
+    found = describe_result(recipe, measured_results().get(recipe.name, {}))
+    told = [recipe.about, f"{needs}; {length}, {recipe.batch} images each step", found]
+    indent = {"initial_indent": "    ", "subsequent_indent": "    "}
+    return "\n".join([recipe.name, *(textwrap.fill(line, 100, **indent) for line in told)])
+
+
+def describe_result(recipe: Recipe, found: dict) -> str:
+    """Return in words what was `found` of `recipe`: time, memory, distance, or the speed alone."""
+    memory = f", {found['gigabytes']:.1f} GB" if found.get("gigabytes") else ""
+    if "images_per_second" in found:
+        hours = recipe.steps * recipe.batch / found["images_per_second"] / 3600
+        speed = f"{found['images_per_second']:,} images a second"
+        return (
+            f"not run to its end: at {speed} about {hours:.0f} hours of {found['device']}{memory}"
+        )
+    if not found:
+        return "not measured"
+    scores = ", ".join(f"{value:.4g} in {nfe}" for nfe, value in found["frechet"].items())
+    return (
+        f"measured after {found['minutes']:g} minutes of {found['device']}{memory}: Fréchet "
+        f"distance by evaluations {scores} ({found['samples']:,} samples, {found['features']})"
+    )

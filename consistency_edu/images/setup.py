@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['FREE', 'OTHERS', 'load_teacher', 'load_start', 'load_in_turn', 'check_data', 'check_spread', 'make_batches',
            'describe_start', 'weights_sum', 'images_sum', 'choices_of', 'check_same', 'check_class_names', 'find_run',
-           'load_latest', 'kept_in', 'Sources', 'load_sources', 'device_of', 'make_objective', 'compile_objective',
-           'fill_pairs']
+           'load_latest', 'kept_in', 'naming_what_is_left', 'Sources', 'load_sources', 'device_of', 'make_objective',
+           'compile_objective', 'fill_pairs']
 
 # %% ../../nbs/images/04_setup.ipynb #im040004
+import contextlib
 import dataclasses
 import os
 import time
@@ -38,9 +39,9 @@ from consistency_edu.images.methods import (
 from .perceptual import UnregisteredDistance
 from .recipes import Recipe
 from .runs import Run, folder_of, load_run, read_json
-from ..long_runs import CheckpointManager, Workers
+from ..long_runs import CheckpointManager, WorkerLost, Workers
 from ..progressive import Pairs, make_pairs
-from ..training import put_on, speed_up, try_out
+from ..training import TrainingDiverged, put_on, speed_up, try_out
 
 # %% ../../nbs/images/04_setup.ipynb #im040006
 def load_teacher(
@@ -249,6 +250,22 @@ def kept_in(checkpoint: Checkpoint) -> dict:
     except (KeyError, TypeError, ValueError):
         raise InputError(
             "the checkpoint was not written by train_recipe: take one that this run wrote."
+        ) from None
+
+
+@contextlib.contextmanager
+def naming_what_is_left(checkpoints: CheckpointManager) -> Iterator[None]:
+    """Let what ends a run early say, too, which of its `checkpoints` is left."""
+    try:
+        yield
+    except TrainingDiverged as error:
+        raise TrainingDiverged(f"{error} {checkpoints.good}") from None
+    except WorkerLost as error:
+        raise WorkerLost(f"{error} {checkpoints.left}") from None
+    except OSError as error:
+        reason, folder = error.strerror or str(error), checkpoints.folder.parent
+        raise InputError(
+            f"cannot write into '{folder}' ({reason}): make room. {checkpoints.left}"
         ) from None
 
 # %% ../../nbs/images/04_setup.ipynb #im040015
