@@ -45,8 +45,12 @@ def prepare(args, name):
     """The steps of the objective called `name`, compiled, as an endless generator."""
     import torch
 
-    from consistency_edu.training import speed_up, train
+    from consistency_edu import training
 
+    try:
+        from consistency_edu.acceleration import speed_up
+    except ImportError:  # an older checkout
+        speed_up = training.speed_up
     device = torch.device(args.device)
     torch.manual_seed(0)
     objective = objectives(args)[name]().to(device)
@@ -55,7 +59,7 @@ def prepare(args, name):
     speed_up(objective, (batch, None), precision=precision, compiles=args.compiles)
     generator = torch.Generator(device).manual_seed(0)
     batches = iter(lambda: (batch, None), None)
-    states = train(objective, batches, steps=10**9, generator=generator)
+    states = training.train(objective, batches, steps=10**9, generator=generator)
     for _ in range(5):
         next(states)
     return states

@@ -30,6 +30,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from consistency_edu.acceleration import compile_networks, set_precision
 from consistency_edu.checkpoints import load_weights, weights_of
 from consistency_edu.evaluation import evaluate_images, random_images, reference_of, tell_numbers
 from consistency_edu.features import load_features
@@ -41,7 +42,6 @@ from consistency_edu.images.recipes import RECIPES
 from consistency_edu.images.runs import load_run
 from consistency_edu.images.trainer import train_recipe
 from consistency_edu.long_runs import Interrupted
-from consistency_edu.training import compile_networks, set_precision
 
 START = time.perf_counter()
 KEPT = ("run.json", "metrics.jsonl", "samples.png", "card.md")

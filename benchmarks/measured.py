@@ -15,10 +15,12 @@ from pathlib import Path
 
 import cifar10_tables as tables
 
+from consistency_edu.images.recipes import RECIPES
+
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "consistency_edu" / "images" / "measured.json"
 DIGITS = {"device": "a CPU", "gigabytes": None, "run": "results/digits_seed?.json"}
-DIGITS |= {"features": "20 principal components of the training scans"}
+DIGITS |= {"data": "held-out digits", "features": "20 principal components of the training scans"}
 STEPS = {"EDM step": "teacher", "CD step, Heun": "cd", "consistency step": "ct"}
 
 
@@ -35,8 +37,19 @@ def measured_run(folder: Path, run: dict) -> dict:
     told = next(iter(run["scores"].values()))["card"]
     found = {"minutes": round(tables.minutes_of(run), 1), "device": run["device"]}
     found |= {"gigabytes": alone or max(memory, default=0) or None, "features": told["features"]}
-    found |= {"samples": told["samples"], "frechet": scores, "seeds": [run["seed"]]}
-    return found | {"run": f"results/cifar10/{folder.name}"}
+    found |= {"data": told["reference"], "samples": told["samples"], "frechet": scores}
+    changes = changes_of(run)
+    found |= {"with": changes} if changes else {}
+    return found | {"seeds": [run["seed"]], "run": f"results/cifar10/{folder.name}"}
+
+
+def changes_of(run: dict) -> dict:
+    """Return what `run` was given besides its recipe's name: other runs to start from, pairs."""
+    recipe, given = RECIPES[run["recipe"]["name"]], run["recipe"]
+    own = recipe.source.removeprefix("cifar10-")
+    changes = {"teacher": run["teacher"]} if run.get("teacher", own) != own else {}
+    changes |= {"start": run["start"]} if "start" in run else {}
+    return changes | ({"pairs": given["pairs"]} if given["pairs"] != recipe.pairs else {})
 
 
 def measured_digits(stored: list[dict]) -> dict[str, dict]:

@@ -28,6 +28,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from consistency_edu.acceleration import compile_networks, set_precision, speed_up
 from consistency_edu.consistency import ConsistencyModel
 from consistency_edu.consistency_training import ConsistencyTraining
 from consistency_edu.distillation import ConsistencyDistillation
@@ -35,7 +36,7 @@ from consistency_edu.long_runs import init_distributed
 from consistency_edu.networks import named_unet
 from consistency_edu.pf_ode import EDMDenoiser, edm_objective, karras_sigmas
 from consistency_edu.sampling import sample_one_step
-from consistency_edu.training import compile_networks, set_precision, speed_up, train
+from consistency_edu.training import train
 
 TARGETS = {
     ("edm", "EDM step"): 3700,

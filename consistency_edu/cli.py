@@ -50,7 +50,7 @@ from .experiments.sweeps import FOLDER, Sweep, run_sweep
 from .experiments.toy import ToyConfig, run_toy
 from .files import check_writable, write_file
 from .image_sets import DOWNLOADS
-from .images.methods import override, sigma_grid
+from .images.methods import METHODS, override, sigma_grid
 from .images.recipes import RECIPES, Recipe, describe
 from .images.runs import Run, has_bfloat16_units, load_run, pretrained_names
 from .images.trainer import train_recipe
@@ -243,7 +243,7 @@ def sigmas_for(run: Run, config: SampleConfig) -> Tensor:
         return sigma_grid(recipe).flip(0)
     if steps <= 1 or (recipe.method == "pd" and steps == 2):  # of which the model knows
         return torch.tensor([recipe.sigma_max], dtype=torch.float64)
-    if recipe.method in ("cd", "ct"):
+    if METHODS[recipe.method].restarts:
         middle = torch.tensor([recipe.sigma_max, recipe.middle], dtype=torch.float64)
         even = karras_sigmas(steps + 1, recipe.sigma_min, recipe.sigma_max).flip(0)[:-1]
         return middle if steps == 2 else even
@@ -292,8 +292,9 @@ def walk(run: Run, noise: Tensor, levels: Tensor, labels: Tensor | None, generat
         levels = torch.cat([levels, torch.zeros(1)]) if levels[-1] > 0 else levels
         stages = solve_pf_ode(run.model, noise, levels, **options)
         return stages / per_sample(levels.clamp(min=1), stages)
-    if run.recipe.method not in ("cd", "ct") and len(levels) > 1:
-        known = "1 step, or 2" if run.recipe.method == "pd" else "1 step"
+    method = METHODS[run.recipe.method]
+    if not method.restarts and len(levels) > 1:
+        known = "1 step, or 2" if 2 in method.steps else "1 step"
         raise InputError(f"a '{run.recipe.method}' student takes {known}: leave --steps off.")
     stages = sample_multistep(run.model, noise, levels, generator=generator, **options)
     noisy = levels.clamp(min=1)
@@ -504,7 +505,7 @@ def check_evaluation(config: EvaluateConfig) -> list[Run]:
     for steps in config.steps:
         check_choice("number of steps", str(steps), ("1", "2"))
     recipe = load_run(config.run).recipe
-    if 2 in config.steps and recipe.method not in ("cd", "ct", "pd"):
+    if 2 in config.steps and 2 not in METHODS[recipe.method].steps:
         raise InputError(f"a run of {recipe.method} knows no second step: leave --steps off.")
     check_writable(file_of(config).parent, file_of(config).name)
     device = config.device or recipe.device

@@ -221,7 +221,7 @@ class SharedGenerator(torch.Generator):
 # %% ../nbs/05b_long_runs.ipynb #long0018
 PATIENCE = (600.0, 120.0)  # seconds: while a run is prepared, and in a step
 GRACE = 5.0  # seconds for which a signal waits for a step that others do not end
-PAUSE = 0.2  # seconds for PyTorch's threads to let go of the last message: 2.5 can hang without
+PAUSE = 0.2  # seconds for threads to let go of the last message: PyTorch 2.5 can hang without
 
 
 class WorkerLost(RuntimeError):
@@ -360,7 +360,10 @@ class Workers(Group):
 
     @torch.no_grad()
     def average_gradients(self, weights: Sequence[Tensor]) -> None:
-        """Replace all gradients of `weights` by their mean over the workers, in one message."""
+        """Replace all gradients of `weights` by their mean over the workers.
+
+        That is one message, after a short one that says who has any.
+        """
         weights = [p for p in weights if p.requires_grad]
         counts = self.maximum([p.grad is not None for p in weights])  # does any worker have one?
         weights = [p for p, has_gradient in zip(weights, counts) if has_gradient]

@@ -6,8 +6,7 @@
 __all__ = ['RUNAWAY', 'MOST_SKIPPED', 'EMA', 'move_towards', 'warm_up', 'cosine_decay', 'linear_decay', 'cosine_rate',
            'constant_rate', 'TrainingDiverged', 'check_loss', 'check_weights', 'read_later', 'add_gradient',
            'trained_weights', 'make_optimizer', 'take_step', 'TrainState', 'repeat', 'take', 'check_skipped', 'train',
-           'Fitted', 'progress', 'fit', 'put_on', 'set_precision', 'compile_networks', 'randomness_of',
-           'set_randomness', 'from_seed', 'try_out', 'speed_up', 'or_uncompiled']
+           'Fitted', 'progress', 'fit', 'randomness_of', 'set_randomness', 'from_seed']
 
 # %% ../nbs/05_training.ipynb #4b020643
 import contextlib
@@ -17,7 +16,6 @@ import math
 import operator
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -26,8 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .data import InputError, of_shape, widest
-from .networks import Stage, UNet
+from .data import InputError, of_shape
 
 # %% ../nbs/05_training.ipynb #0d0d694b
 class EMA:
@@ -371,37 +368,6 @@ def fit(
     check_weights(state.ema.model.parameters(), steps)
     return Fitted(state.ema.model, losses, time.perf_counter() - start)
 
-# %% ../nbs/05_training.ipynb #5eed0003
-def put_on(module: nn.Module, device: torch.device) -> nn.Module:
-    """Return `module` on `device`; where that has no float64, its grids become float32."""
-    return (module.float() if widest(device) == torch.float32 else module).to(device)
-
-
-def set_precision(module: nn.Module, precision: torch.dtype | None) -> None:
-    """Let all U-Nets in `module` compute in `precision`, channels last; the weights stay."""
-    for part in module.modules():
-        if isinstance(part, UNet):
-            part.precision = precision
-            part.to(memory_format=torch.channels_last)
-
-
-def compile_networks(module: nn.Module, compiles: str = "networks", **options) -> list[nn.Module]:
-    """Have the U-Nets in `module` compiled at their next call; return what will be compiled.
-
-    `compiles`: whole "networks", the same as CUDA "graphs" (for small networks, whose kernels a CPU
-    hands out more slowly than a GPU runs them; no accumulating), their "stages", or "nothing".
-    """
-    kinds = {"networks": UNet, "graphs": UNet, "stages": Stage, "nothing": ()}
-    if compiles not in kinds:
-        raise InputError(f"compiles is '{compiles}': choose one of {', '.join(kinds)}.")
-    parts = [part for part in module.modules() if isinstance(part, kinds[compiles])]
-    torch._dynamo.config.cache_size_limit = 64  # each shape and each role is a case of its own
-    if compiles == "graphs":
-        options = {"mode": "reduce-overhead", **options}
-    for part in parts:
-        part.compile(dynamic=False, **options)
-    return parts
-
 # %% ../nbs/05_training.ipynb #5eed0030
 def randomness_of(generator: torch.Generator | None) -> dict[str, Tensor]:
     """Return the state of `generator` and of PyTorch's global ones, which dropout draws from."""
@@ -431,58 +397,3 @@ def from_seed(seed: int) -> Iterator[torch.Generator]:
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
         yield torch.Generator().manual_seed(seed)
-
-# %% ../nbs/05_training.ipynb #5eed0004
-def try_out(objective: nn.Module, batch: tuple[Tensor, Tensor | None]) -> None:
-    """Run `objective` forward and backward on `batch`, and leave no trace, not in random states."""
-    before = randomness_of(None)
-    generator = torch.Generator(batch[0].device).manual_seed(0)
-    try:
-        objective(*batch, generator=generator).mean().backward()
-    finally:
-        objective.zero_grad(set_to_none=True)
-        set_randomness(before)
-
-# %% ../nbs/05_training.ipynb #a5802b20
-def speed_up(
-    objective: nn.Module,
-    batch: tuple[Tensor, Tensor | None],
-    *,
-    precision: torch.dtype | None = torch.bfloat16,
-    compiles: str = "networks",
-    **options,
-) -> bool:
-    """Make the U-Nets of `objective` fast, and try them on `batch`; return whether they compiled.
-
-    Call it once before `train`, with a batch like those to come.  `compiles` and `options` are as
-    in compile_networks.  Where the compiler fails, a warning says so and all goes on without it.
-    """
-    torch.backends.cudnn.benchmark = True
-    set_precision(objective, precision)
-    objective.online.train()
-    parts = compile_networks(objective, compiles, **options)
-
-    def attempt() -> None:
-        for _ in range(3 if compiles == "graphs" else 1):  # to warm up, to record, to replay
-            try_out(objective, batch)
-
-    return or_uncompiled(parts, attempt, "training goes on without it")
-
-
-def or_uncompiled(parts: list[nn.Module], attempt: Callable[[], None], outcome: str) -> bool:
-    """Call `attempt`; return whether the compiled `parts` worked.
-
-    Where they fail, they are given up, a warning tells the `outcome`, and it is called once more.
-    """
-    try:
-        attempt()
-        return bool(parts)
-    except Exception as error:
-        for part in parts:
-            part._compiled_call_impl = None
-        if not parts or isinstance(error, torch.cuda.OutOfMemoryError):
-            raise
-        reason = " ".join(str(error).split("\n")[:2]) or type(error).__name__
-        warnings.warn(f"torch.compile failed, so {outcome}: {reason}", stacklevel=3)
-    attempt()
-    return False

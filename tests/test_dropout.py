@@ -9,6 +9,7 @@ from test_networks import awake
 from torch import nn
 
 from consistency_edu import boot, consistency_training, distillation, networks
+from consistency_edu.acceleration import speed_up
 from consistency_edu.boot import Boot, SignalModel
 from consistency_edu.consistency import ConsistencyModel
 from consistency_edu.consistency_training import ConsistencyTraining
@@ -26,7 +27,6 @@ from consistency_edu.images.recipes import Recipe
 from consistency_edu.networks import UNet
 from consistency_edu.pf_ode import EDMDenoiser, karras_sigmas
 from consistency_edu.score import ExactDenoiser
-from consistency_edu.training import speed_up
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SIGMAS = karras_sigmas(18, 0.002, 5.0)

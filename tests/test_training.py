@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from consistency_edu import training
+from consistency_edu import acceleration
+from consistency_edu.acceleration import compile_networks, set_precision, speed_up, try_out
 from consistency_edu.checkpoints import load_checkpoint, save_checkpoint, weights_of
 from consistency_edu.data import InputError
 from consistency_edu.networks import MLP, Stage, UNet
@@ -19,7 +20,6 @@ from consistency_edu.training import (
     TrainingDiverged,
     add_gradient,
     check_loss,
-    compile_networks,
     constant_rate,
     cosine_decay,
     cosine_rate,
@@ -30,11 +30,8 @@ from consistency_edu.training import (
     move_towards,
     randomness_of,
     read_later,
-    set_precision,
     set_randomness,
-    speed_up,
     train,
-    try_out,
 )
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -398,7 +395,7 @@ def test_too_little_memory_is_not_blamed_on_the_compiler(monkeypatch):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
     objective = painter()
-    monkeypatch.setattr(training, "try_out", full)
+    monkeypatch.setattr(acceleration, "try_out", full)
     with pytest.raises(torch.cuda.OutOfMemoryError), warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         speed_up(objective, next(images()))

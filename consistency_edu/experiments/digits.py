@@ -84,7 +84,7 @@ def rows_of(folder: Path, bench: DigitsBenchmark) -> tuple[list[dict], dict[str,
     rows, shown = [], {}
     for steps in (1, 2):
         run = load_run(folder, steps=steps)
-        if steps == 2 and run.recipe.method not in ("cd", "ct", "pd"):
+        if steps not in METHODS[run.recipe.method].steps:
             continue
         x = draw(run, bench, steps)
         nfe = evaluations(run.recipe, steps)

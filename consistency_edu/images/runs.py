@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from ..acceleration import put_on, set_precision
 from ..checkpoints import checksum, load_weights, weights_of
 from ..data import check_choice, choose_device
 from consistency_edu.files import (
@@ -39,7 +40,6 @@ from consistency_edu.images.methods import (
     to_sampler,
 )
 from .recipes import Recipe
-from ..training import put_on, set_precision
 
 # %% ../../nbs/images/03_runs.ipynb #ru000010
 @dataclass
@@ -240,7 +240,7 @@ def card(recipe: Recipe, info: dict) -> str:
         [
             f"# {recipe.name}\n\n*The recipe*: {recipe.about}\n",
             "![64 samples of one fixed noise](samples.png)\n",
-            f"- **method**: {recipe.method}, {evaluations(recipe)} evaluations a sample",
+            f"- **method**: {recipe.method}; evaluations a sample: {evaluations(recipe)}",
             f"- **trained on**: {data}, {labels}, {list(info['shape'])} pixels",
             *([f"- **classes**: {kinds}"] if kinds else []),
             f"- **network**: {recipe.network}, {info['parameters']:,} parameters",

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..acceleration import put_on, speed_up, try_out
 from ..boot import empty_batches
 from ..checkpoints import Checkpoint, checksum
 from ..data import choose_device, data_std, draw_normal, draw_uniform
@@ -41,7 +42,7 @@ from .recipes import Recipe
 from .runs import Run, folder_of, load_run, read_json
 from ..long_runs import CheckpointManager, WorkerLost, Workers
 from ..progressive import Pairs, make_pairs
-from ..training import TrainingDiverged, put_on, speed_up, try_out
+from ..training import TrainingDiverged
 
 # %% ../../nbs/images/04_setup.ipynb #im040006
 def load_teacher(
@@ -140,7 +141,7 @@ def make_batches(
     return image_batches(images, recipe.batch, generator=generator, **options)
 
 # %% ../../nbs/images/04_setup.ipynb #im040012
-FREE = ("about", "device")  # may be others when a run is resumed
+FREE = ("about", "device")  # these may differ when a run is resumed
 OTHERS = {"teacher": "another teacher", "start": "other first weights (--start)"}
 OTHERS["images"] = "other images in its data"
 
@@ -271,7 +272,7 @@ def naming_what_is_left(checkpoints: CheckpointManager) -> Iterator[None]:
 # %% ../../nbs/images/04_setup.ipynb #im040015
 @dataclass
 class Sources:
-    """What a run is made from: `device`, `images`, the `teacher`'s and the first weights' runs.
+    """What a run is made from: `device`, `images`, the `teacher`, and the run to `start` from.
 
     `begun` is as from describe_start; `origin` are the names of the runs "teacher" and "start", and
     the "pairs_seconds" of cached pairs.

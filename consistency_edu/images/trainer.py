@@ -270,7 +270,8 @@ class Trainer:
     def export(self, state: TrainState) -> Path:
         """Write weights, samples and card of the finished run, and then run.json, which says so.
 
-        Raises TrainingDiverged, and leaves the checkpoints, if weights or samples are not finite.
+        The checkpoints go.  Raises TrainingDiverged, and leaves them, if weights or samples are not
+        finite.
         """
         check_weights(state.ema.model.parameters(), state.step)
         self.draw(state.ema.model, self.folder / "samples.png", self.recipe.name)
@@ -310,7 +311,7 @@ def train_recipe(
     tensorboard: bool = False,
     patience: tuple[float, float] = PATIENCE,
 ) -> Path:
-    """Train `recipe` into `folder`, and return it: metrics, samples, weights and a card.
+    """Train `recipe` into `folder`, and return that: metrics, samples, weights and a card.
 
     `teacher` is the folder of the teacher's run, `start` that of a run whose weights are the first.
 
