@@ -760,6 +760,17 @@ def test_weights_that_are_not_finite_are_not_loaded(value, tmp_path):
         runs.read_weights(tmp_path / "model.safetensors")
 
 
+def test_a_run_by_the_clock_has_no_number_of_steps_to_differ_in(tmp_path):
+    begun, now = (
+        {"recipe": dataclasses.asdict(Recipe("a", minutes=1.0, steps=n))} for n in (800_000, 5000)
+    )
+    setup.check_same(now, begun, tmp_path)
+    for part in (begun, now):
+        part["recipe"]["minutes"] = 0.0
+    with pytest.raises(InputError, match="begun with steps = 800000, not 5000"):
+        setup.check_same(now, begun, tmp_path)
+
+
 # ------------------------------------------------------------------ one way to the loss
 
 
