@@ -41,7 +41,11 @@ def folder(tmp_path):
         run = {"recipe": recipe, "seed": int(name.endswith("-1")), "steps": 2000, "seconds": 195.2}
         run |= {"parameters": 19, "device": "a GPU", "versions": {"torch": "2.x"}}
         write(folder / name / "run.json", run)
-        rest = {"precision": 0.7, "recall": 0.4, "card": {"features": "a judge", "samples": 500}}
+        rest = {
+            "precision": 0.7,
+            "recall": 0.4,
+            "card": {"features": "a judge", "samples": 500, "reference": "a set"},
+        }
         scores = {str(k): {"frechet": x, **rest} for k, x in enumerate(distances, 1)}
         write(folder / name / "scores.json", scores)
         write(folder / name / "metrics.jsonl", {"gigabytes": 1.5})

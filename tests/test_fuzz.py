@@ -234,6 +234,7 @@ def mangle(content, rng):
     return pickle.dumps(Bomb())
 
 
+@pytest.mark.slow
 def test_checkpoints_that_were_mangled(cwd, runs):
     rng = random.Random(3)
     names = ["objective.safetensors", "ema.safetensors", "rest.pt", "state.json", "manifest.json"]

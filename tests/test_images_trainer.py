@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from consistency_edu import (
+    acceleration,
     data,
     distillation,
     evaluation,
@@ -30,7 +31,6 @@ from consistency_edu import (
     image_loader,
     image_sets,
     progressive,
-    training,
     viz,
 )
 from consistency_edu.checkpoints import checksum, weights_of
@@ -736,7 +736,7 @@ def floats_of(module):
 
 @pytest.mark.parametrize("method", ["cd", "ct", "pd", "direct", "boot"])
 def test_where_float64_is_missing_runs_go_on_in_float32(method, teacher, tmp_path, monkeypatch):
-    for module in (data, evaluation, guidance, image_loader, progressive, training):
+    for module in (acceleration, data, evaluation, guidance, image_loader, progressive):
         monkeypatch.setattr(module, "widest", lambda device: torch.float32)  # as on a Mac's GPU
     opened, real = [], setup.compile_objective
     monkeypatch.setattr(setup, "compile_objective", lambda *a: opened.append(a[1]) or real(*a))

@@ -16,6 +16,7 @@ def add(setting, seed):
 TRIAL = Sweep("trial", "sums", add, [{"a": 1}, {"a": 2}], (0, 1, 2))
 
 
+@pytest.mark.slow
 def test_several_processes_write_what_one_writes(tmp_path):
     one = run_sweep(TRIAL, tmp_path / "one")
     two = run_sweep(TRIAL, tmp_path / "two", workers=2)
