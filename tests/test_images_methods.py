@@ -499,3 +499,11 @@ def test_every_student_can_learn_by_looking_and_keeps_the_network_to_itself(
     assert loss.shape == (2,) and not torch.allclose(loss, other)
     assert objective.state_dict().keys() == objective_of(method, decay=0.5)[1].state_dict().keys()
     assert distance_of(recipe).distance.training is False
+
+
+def test_two_steps_of_pd_are_its_own_and_no_restart():
+    recipe, objective = objective_of("pd")
+    sampler = to_sampler(recipe, objective.online, steps=2)
+    noise = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    both = [draw_samples(recipe, sampler, noise, steps=steps) for steps in (1, 2)]
+    assert torch.equal(*both) and sampler.steps == 2
