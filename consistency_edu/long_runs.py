@@ -360,10 +360,7 @@ class Workers(Group):
 
     @torch.no_grad()
     def average_gradients(self, weights: Sequence[Tensor]) -> None:
-        """Replace all gradients of `weights` by their mean over the workers.
-
-        That is one message, after a short one that says who has any.
-        """
+        """Replace all gradients of `weights` by their mean over the workers, in one message."""
         weights = [p for p in weights if p.requires_grad]
         counts = self.maximum([p.grad is not None for p in weights])  # does any worker have one?
         weights = [p for p, has_gradient in zip(weights, counts) if has_gradient]
@@ -389,9 +386,7 @@ class Workers(Group):
 
 # %% ../nbs/05b_long_runs.ipynb #long0020
 @contextlib.contextmanager
-def init_distributed(
-    device: str = "cpu", patience: tuple[float, float] = PATIENCE
-) -> Iterator[Workers]:
+def init_distributed(device: str = "cpu", patience: tuple = PATIENCE) -> Iterator[Workers]:
     """Join the workers that torchrun started, to compute on `device`; alone if it did not.
 
     Each takes the GPU of its own number on its machine, if `device` is a GPU.  Raises WorkerLost
