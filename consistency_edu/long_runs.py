@@ -214,9 +214,9 @@ class SharedGenerator(torch.Generator):
     """
 
     def __new__(cls, device: str | torch.device = "cpu", part: tuple[int, int] = (0, 1)):
-        made = super().__new__(cls, device)
-        made.part = part
-        return made
+        generator = super().__new__(cls, device)
+        generator.part = part
+        return generator
 
 # %% ../nbs/05b_long_runs.ipynb #long0018
 PATIENCE = (600.0, 120.0)  # seconds: while a run is prepared, and in a step

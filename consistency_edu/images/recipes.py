@@ -400,7 +400,7 @@ def describe(recipe: Recipe) -> str:
     length = f"{recipe.minutes:g} minutes" if recipe.minutes else f"{recipe.steps:,} steps"
     needs = f"needs {recipe.device}" + (f" and {recipe.source}" if recipe.source else "")
     found = describe_result(recipe, measured_results().get(recipe.name, {}))
-    told = [recipe.about, f"{needs}; {length}, {recipe.batch} images each step", found]
+    lines = [recipe.about, f"{needs}; {length}, {recipe.batch} images each step", found]
     indent = {"initial_indent": "    ", "subsequent_indent": "    "}
     return "\n".join([recipe.name, *(textwrap.fill(line, 100, **indent) for line in told)])
 

@@ -234,7 +234,7 @@ def card(recipe: Recipe, info: dict) -> str:
         if getattr(recipe, f.name) != f.default and f.name not in ("name", "about")
     }
     words = {"teacher": "its teacher is", "start": "its first weights are those of"}
-    made = [f"{words[key]} `{info[key]}`" for key in words if info.get(key)]
+    parents = [f"{words[key]} `{info[key]}`" for key in words if info.get(key)]
     before = f"{info['pairs_seconds']:.0f} s for its pairs and " if "pairs_seconds" in info else ""
     return "\n".join(
         [
@@ -244,7 +244,7 @@ def card(recipe: Recipe, info: dict) -> str:
             f"- **trained on**: {data}, {labels}, {list(info['shape'])} pixels",
             *([f"- **classes**: {kinds}"] if kinds else []),
             f"- **network**: {recipe.network}, {info['parameters']:,} parameters",
-            *([f"- **made from**: {', '.join(made)}"] if made else []),
+            *([f"- **made from**: {', '.join(parents)}"] if parents else []),
             f"- **training**: {info['steps']:,} steps, {seen:,} images seen, "
             f"{before}{info['seconds']:.0f} s on {info['device']}, seed {info['seed']}",
             f"- **choices**: {json.dumps(changed)}",

@@ -118,8 +118,8 @@ class Trainer:
             torch.manual_seed(seed + 1_000_003 * workers.rank)  # for dropout, each its own
         batches = make_batches(recipe, images, device, generator, workers)
         checkpoints = checkpoints or CheckpointManager(folder / "checkpoints")
-        made = (recipe, folder, sources, objective, batches, generator, checkpoints)
-        return cls(*made, workers, seed)
+        parts = (sources, objective, batches, generator, checkpoints, workers)
+        return cls(recipe, folder, *parts, seed)
 
     @property
     def is_writer(self) -> bool:
