@@ -402,7 +402,7 @@ def describe(recipe: Recipe) -> str:
     found = describe_result(recipe, measured_results().get(recipe.name, {}))
     lines = [recipe.about, f"{needs}; {length}, {recipe.batch} images each step", found]
     indent = {"initial_indent": "    ", "subsequent_indent": "    "}
-    return "\n".join([recipe.name, *(textwrap.fill(line, 100, **indent) for line in told)])
+    return "\n".join([recipe.name, *(textwrap.fill(line, 100, **indent) for line in lines)])
 
 
 def describe_result(recipe: Recipe, found: dict) -> str:
