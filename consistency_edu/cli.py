@@ -320,10 +320,8 @@ def sample_command(config: SampleConfig) -> None:
     steps = 2 if config.steps == 2 else 1
     options = {"clamp_samples": config.clamp_samples}
     run = load_run(config.run, config.device, steps, config.precision, **options)
-    generator, device = (
-        torch.Generator().manual_seed(config.seed),
-        next(run.model.parameters()).device,
-    )
+    generator = torch.Generator().manual_seed(config.seed)
+    device = next(run.model.parameters()).device
     noise = noise_for(run, config, generator).to(device)
     labels = labels_for(run, config, len(noise))
     labels = None if labels is None else labels.to(device)

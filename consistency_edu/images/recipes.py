@@ -15,12 +15,12 @@ from dataclasses import dataclass
 # %% ../../nbs/images/01_recipes.ipynb #ir000006
 @dataclass(frozen=True)
 class Recipe:
-    """One training run with all of its choices; `about` says what it is, costs and should give."""
+    """One training run with all of its choices; what came of it stands in measured_results."""
 
     name: str
     """the recipe's name"""
     about: str = ""
-    """one or two sentences: what, at which cost, with which result"""
+    """one or two sentences: what it is, and who reports what of it"""
     method: str = "teacher"
     """teacher, cd, ct, pd, direct or boot"""
     data: str = "digits"
@@ -32,7 +32,7 @@ class Recipe:
     device: str = "cpu"
     """cpu, cuda, cuda:1, or mps: a Mac's GPU, which nobody has tried yet"""
     precision: str = "float32"
-    """what U-Nets compute in: float32, bfloat16, or float16 with a scaled loss"""
+    """what U-Nets compute in on a GPU: float32, bfloat16, or float16 with a scaled loss"""
     compiles: str = "nothing"
     """what of the U-Nets is compiled: networks, graphs (of CUDA), stages or nothing"""
     flip: bool = False

@@ -77,7 +77,6 @@ class Trainer:
     generator: torch.Generator
     checkpoints: CheckpointManager
     workers: Workers = field(default_factory=Workers)
-    seed: int = 0
 
     def __post_init__(self):
         self.progress = Progress(self.recipe, self.objective)
@@ -118,8 +117,7 @@ class Trainer:
             torch.manual_seed(seed + 1_000_003 * workers.rank)  # for dropout, each its own
         batches = make_batches(recipe, images, device, generator, workers)
         checkpoints = checkpoints or CheckpointManager(folder / "checkpoints")
-        parts = (sources, objective, batches, generator, checkpoints, workers)
-        return cls(recipe, folder, *parts, seed)
+        return cls(recipe, folder, sources, objective, batches, generator, checkpoints, workers)
 
     @property
     def is_writer(self) -> bool:
@@ -281,7 +279,7 @@ class Trainer:
         images = self.sources.images
         info = {
             **self.sources.origin,
-            "seed": self.seed,
+            "seed": self.sources.begun["seed"],
             "shape": list(images.shape),
             "classes": len(images.classes),
             "class_names": list(images.classes),
