@@ -421,6 +421,55 @@ def test_the_benchmark_of_a_grid_knows_the_truth():
     assert not torch.equal(other.ends, bench.ends) and torch.equal(other.noise, bench.noise)
 
 
+def test_the_solver_alone_takes_its_own_steps_from_the_first_guess(noise):
+    objective = lab.boot_toy_objective({**lab.BOOT_TOY, "points": 9, "solver": "heun"}, 0)
+    grid, few = objective.sigmas, noise[:20]
+    alone = lab.solver_signals(objective, few)
+    assert torch.equal(alone[-1], MOONS(5 * few, levels(5.0, 20)))
+    for k in (0, 7):
+        high, low = (sigma.expand(20) for sigma in (grid[k + 1], grid[k]))
+        step = signal_heun(MOONS, alone[k + 1], few, high, low)
+        assert torch.allclose(step, alone[k])
+
+
+def test_errors_are_carried_as_a_gaussian_carries_them(noise):
+    """Its path shrinks like sqrt(s² + sigma²), so that much of an error is left, at any size."""
+    gaussian = ExactDenoiser(make_mixture([[0.0, 0.0]], [0.5]))
+    walk = solve_signal_ode(gaussian, noise, GRID.flip(0), step=signal_heun).flip(0)
+    expected = ((0.25 + GRID[0] ** 2) / (0.25 + GRID**2)).sqrt()
+    for size in (0.1, 1.0):
+        shares = lab.carried_shares(gaussian, walk, noise, GRID, size=size)
+        assert torch.tensor(shares) == pytest.approx(expected, abs=0.01)
+
+
+def test_noisy_models_differ_in_what_their_network_predicts_alone(generator):
+    torch.manual_seed(0)
+    noise, sigma = (
+        torch.randn(50, 2, generator=generator),
+        torch.rand(50, generator=generator) + 0.1,
+    )
+    network = MLP()
+    plain, noisy, scaled = (k(network, sigma_max=5.0) for k in lab.PREDICTIONS.values())
+    x, put_in = plain(noise, sigma), sigma[:, None] * noise
+    assert torch.allclose(noisy(noise, sigma), x - put_in, atol=1e-6)
+    spread = (sigma**2 + 0.25).sqrt()[:, None] / 0.5
+    assert torch.allclose(scaled(noise, sigma), spread * x - put_in, atol=1e-5)
+
+
+def test_a_search_of_the_noise_keeps_what_is_known_and_what_belongs_to_it(generator):
+    class Tied(sampling.OneStepStudent):
+        def jump(self, x, labels=None):
+            return torch.stack([x[:, 0], 2 * x[:, 0] + x[:, 1]], 1) / 10
+
+    student = Tied(sigma_min=0.002, sigma_max=5.0, method="BOOT")
+    noise = torch.randn(1000, 2, generator=generator)
+    known = torch.linspace(-1, 1, 1000)[:, None]
+    found = lab.fill_by_search(student, known, noise, generator=generator)
+    rest = found[:, 1] - 2 * known[:, 0]
+    assert torch.equal(found[:, :1], known)
+    assert abs(rest.mean()) < 0.1 and rest.std() == pytest.approx(0.5, abs=0.1)
+
+
 def test_grids_are_refined_within():
     fine = lab.subdivide_grid(GRID, 3)
     assert len(fine) == 34 and torch.allclose(fine[::3], GRID) and (fine.diff() > 0).all()
@@ -472,6 +521,7 @@ def test_sweeps_are_fit_to_run():
         assert len({str(sorted(s.items(), key=str)) for s in sweep.settings}) == len(sweep.settings)
     row = lab.run_boot_toy({**lab.BOOT_TOY, "points": 9, "steps": 32, "watch": True}, 0)
     assert list(row["history"]) == ["2", "4", "8", "16", "32"] and len(row["history"]["32"]) == 9
+    assert len(row["to_solver"]) == 9 and row["to_solver"] != row["history"]["32"]
 
 
 @pytest.mark.slow
