@@ -125,8 +125,9 @@ def energy_test(
 ) -> EnergyTest:
     """Test whether `a` `[A, D]` and `b` `[B, D]`, independent draws, share a distribution.
 
-    The band is the `level` quantile of `shuffles` permutations.  Keep A + B below about 6,000: the
-    matrix of distances has (A + B)² entries.
+    The band is the `level` quantile of `shuffles` permutations: at 0.99 of 200, equal clouds lie
+    outside in 3 cases of 201.  Keep A + B below about 6,000: the matrix of distances has (A + B)²
+    entries.
     """
     check_count(1, shuffles=shuffles)
     if not 0 <= level <= 1:

@@ -80,6 +80,11 @@ def test_the_band_and_the_p_value_are_those_of_the_shuffles(generator):
     assert sum(test.is_inside for test in same) >= 36
     assert 0.35 < sum(test.p_value for test in same) / 40 < 0.65
     assert all(1 / 61 - 1e-6 < test.p_value <= 1 for test in same)
+    pairs = (torch.randn(2, 12, 1, generator=generator) for _ in range(300))
+    usual = [energy_test(*pair, generator=generator) for pair in pairs]
+    ranks = {round(201 * test.p_value): test.is_inside for test in usual}
+    assert all(inside == (rank > 3) for rank, inside in ranks.items())  # 1.5 % of equal clouds
+    assert min(ranks) <= 3
     a, b = clouds(generator, 200)
     far = energy_test(a, b + 1, shuffles=99, generator=generator)
     assert not far.is_inside and abs(far.p_value - 0.01) < 1e-6
