@@ -21,7 +21,8 @@ class ExactConsistency(nn.Module):
     """The consistency function of `denoiser`'s probability-flow ODE, solved to high accuracy.
 
     Called as `(x [B, ...], sigma [B], labels) -> x at sigma_min [B, ...]`.  4th-order Runge-Kutta
-    with `steps` steps, even in arcsinh(sigma / `knee`); give x in float64 for errors below 1e-6.
+    with `steps` steps, even in arcsinh(sigma / `knee`).  For errors below 1e-6 give x in float64,
+    and more steps where f is steep.
     """
 
     def __init__(

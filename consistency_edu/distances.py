@@ -25,7 +25,10 @@ def squared_l2(a: Tensor, b: Tensor) -> Tensor:
 
 
 def pseudo_huber(a: Tensor, b: Tensor, c: float = 0.03) -> Tensor:
-    """Return sqrt(||a - b||² + `c`²) - `c` for rows of `a` and `b`, `[B]` (iCT, vector norm)."""
+    """Return sqrt(||a - b||² + `c`²) - `c` for rows of `a` and `b`, `[B]` (iCT, vector norm).
+
+    Differs: `c` is 0.03 at any dimension D; iCT's is 0.00054 sqrt(D), 0.03 for CIFAR-10.
+    """
     return (squared_l2(a, b) + c**2).sqrt() - c
 
 # %% ../nbs/11a_distances.ipynb #fc15d20a

@@ -38,7 +38,7 @@ def make_mixture(means, stds, weights=None):
 
 @pytest.fixture(scope="session")
 def blobs():
-    """Three wide, overlapping blobs: no parting line, so that solver errors converge."""
+    """Three wide, overlapping blobs: no parting line, so that solver errors converge soon."""
     return make_mixture([[-0.4, 0.0], [0.3, 0.4], [0.2, -0.4]], [0.3, 0.35, 0.4])
 
 

@@ -23,12 +23,14 @@ from consistency_edu.experiments.consistency import (
     edm_coefficients,
     evaluate_student,
     make_student,
+    parting_points,
     path_answers,
     predict_at_sigma_max,
     rays,
     run_consistency,
     solved_paths,
     spread_and_offset,
+    steepness,
 )
 from consistency_edu.metrics import paired_error
 from consistency_edu.networks import MLP
@@ -95,6 +97,29 @@ def test_exact_consistency_passes_labels_on():
 def test_classify_weighs_width_and_weight():
     moons = toy("moons")
     assert torch.equal(classify(moons.means, moons), moons.labels)
+
+
+def test_the_parting_line_is_where_the_class_changes():
+    moons, radii = toy("moons"), torch.tensor([1.0, 6.0]).double()
+    f = ExactConsistency(ExactDenoiser(moons), sigma_max=5.0, steps=24)
+    at = parting_points(f, moons, radii)
+    across = 1e-6 * at.flip(1) * torch.tensor([-1, 1])
+    sides = [classify(f(at + s * across, torch.full((2,), 5.0).double()), moons) for s in (-1, 1)]
+    assert (sides[0] != sides[1]).all() and (at[:, 0] > 0).all()
+    assert torch.allclose(at.norm(dim=1), radii)
+    with pytest.raises(InputError, match="other distances"):
+        parting_points(Recorder().requires_grad_(False), toy("circles"), radii)
+
+
+def test_steepness_is_the_largest_stretch_at_each_rows_own_level():
+    stretch = torch.tensor([[0.5, 3.0], [0.0, 0.1]]).double()
+
+    def model(x, sigma):
+        return sigma[:, None] * (x @ stretch.T + 7)
+
+    x, sigma = torch.randn(3, 2).double(), torch.tensor([1.0, 2.0, 5.0]).double()
+    truth = sigma * torch.linalg.matrix_norm(stretch, ord=2)
+    assert torch.allclose(steepness(model, x, sigma), truth, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

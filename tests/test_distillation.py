@@ -351,6 +351,18 @@ def test_runs_repeat_and_differ_by_seed(monkeypatch):
     assert first["sliced_w2"] == first["sliced_w2_curve"][-1]
 
 
+def test_the_gap_of_online_and_target_is_zero_without_a_slow_target(monkeypatch):
+    small(monkeypatch)
+    monkeypatch.setattr(lab, "WATCHED", (2, 8))
+    same, slow = (
+        lab.watch_target({"steps": 8, "batch": 16, "decay": decay}, 0) for decay in (0.0, 0.9)
+    )
+    assert same["gap_falling"] == same["gap_constant"] == [0.0, 0.0]
+    assert min(slow["gap_falling"] + slow["gap_constant"]) > 0
+    assert slow["gap_falling"] != slow["gap_constant"]
+    assert len(slow["error_falling"]) == len(slow["loss_constant"]) == 2
+
+
 def test_a_setting_reaches_the_objective():
     setting = ToySetting(
         points=7, solver="euler", distance="l1", weight="uniform", decay=0.3, flow="swapped"

@@ -337,19 +337,20 @@ def test_runs_of_the_sweep_are_repeatable_and_whole(monkeypatch):
     assert first["by_tau_again"][index] == pytest.approx(first["searched"][0])
 
 
-def test_searched_levels_are_judged_with_noise_that_the_search_has_not_seen(monkeypatch):
-    seeds, given = [], runs.sampling_objective
+def test_searched_levels_are_judged_with_noise_and_data_that_the_search_has_not_seen(monkeypatch):
+    seeds, data, given = [], [], runs.sampling_objective
     monkeypatch.setattr(
         runs, "toy_student", lambda *a: ConsistencyModel(MLP(width=16), sigma_max=5.0)
     )
     monkeypatch.setattr(
         runs,
         "sampling_objective",
-        lambda *a, seed, **options: seeds.append(seed) or given(*a, seed=seed, **options),
+        lambda *a, seed: seeds.append(seed) or data.append(a[2].args[0]) or given(*a, seed=seed),
     )
     for seed in (0, 1):
         run_sampling(dict(SAMPLING_SWEEPS["sampling_steps"].settings[0]), seed, count=20)
     assert len(set(seeds)) == len(seeds) == 4
+    assert len({float(points.sum()) for points in data}) == 4
 
 
 def test_the_search_looks_no_more_than_it_must():

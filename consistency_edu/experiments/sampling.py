@@ -6,6 +6,8 @@
 __all__ = ['SAMPLING_SWEEPS', 'steps_evenly', 'toy_student', 'run_sampling']
 
 # %% ../../nbs/lab/10_sampling.ipynb #importsexperie
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -44,9 +46,9 @@ def toy_student(dataset: str, points: int, generator: torch.Generator, steps: in
 def run_sampling(setting: dict, seed: int, count: int = 4000) -> dict:
     """Judge a student (or the exact f) of `setting`'s toy set at 1 to 8 steps, and along tau.
 
-    `count` samples are drawn each time, half as many of the exact f, which is slow.  Values are
-    sliced W2 to a draw of the data; "floor" is another draw's.  Searched levels are judged with
-    noise that the search has not seen.
+    `count` samples are drawn each time.  Values are sliced W2 to as many points of the data;
+    "floor" is that of two draws of the data.  Searched levels are judged with noise and data that
+    the search has not seen.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -55,17 +57,20 @@ def run_sampling(setting: dict, seed: int, count: int = 4000) -> dict:
         model = ExactConsistency(ExactDenoiser(mixture), sigma_max=top, steps=12)
     else:
         model = toy_student(setting["dataset"], setting["points"], generator)
-    count = count // 2 if setting["model"] == "exact" else count
     fresh, other = (draw_points(mixture, count, generator=generator)[0] for _ in range(2))
-    metric = lambda cloud: sliced_w2(cloud, fresh)
     search, judge = (
-        sampling_objective(model, draw_normal(fresh, generator), metric, seed=10 * seed + s)
-        for s in (1, 2)
+        sampling_objective(
+            model,
+            draw_normal(fresh, generator),
+            functools.partial(sliced_w2, data),
+            seed=10 * seed + s,
+        )
+        for s, data in ((1, fresh), (2, other))
     )
     grid = karras_sigmas(18, 0.002, top)
     found = {n: search_time_points(search, grid, n) for n in (2, 3, 4)}
     return {
-        "floor": metric(other),
+        "floor": sliced_w2(fresh, other),
         "even": [judge(steps_evenly(model, n)) for n in range(1, 9)],
         "searched": [judge(found[n].sigmas) for n in found],
         "levels": [found[n].sigmas.tolist() for n in found],
@@ -79,7 +84,7 @@ def run_sampling(setting: dict, seed: int, count: int = 4000) -> dict:
 SAMPLING_SWEEPS = {
     "sampling_steps": Sweep(
         "sampling_steps",
-        "sliced W2 on moons by number of steps and by tau, for learned and exact f; 60 s a run",
+        "sliced W2 on moons by number of steps and by tau, for learned and exact f; 2 min a run",
         run_sampling,
         [
             {"model": "learned", "dataset": "moons", "sigma_max": 5.0, "points": 18},
