@@ -18,6 +18,7 @@ from consistency_edu.experiments.consistency_training import (
     FreshNoiseTraining,
     draw_clean,
     exact_losses,
+    goal_noise,
     posterior_goals,
 )
 from consistency_edu.networks import MLP
@@ -340,6 +341,24 @@ def test_theorem_6():
         differences.append(float((ct_ - cd).norm() / cd.norm()))
     orders = [math.log2(a / b) for a, b in zip(differences, differences[1:])]
     assert differences[-1] < 0.05 and all(abs(order - 1) < 0.15 for order in orders), orders
+
+
+def test_goal_noise_against_the_gradient_of_every_goal():
+    net, (x, low, high) = smooth(0), pairs(9, 30)
+    x, low, high = (v[12:15] for v in (x, low, high))
+    goals = posterior_goals(net, FEW, x, low, high)
+    one_goal, added, alone = net(euler_step(FEW, x, high, low), low).detach(), 0.0, 0.0
+    for b in range(3):
+        answer = net(x[b : b + 1], high[b : b + 1])[0]
+        grads = torch.stack(
+            [
+                flat_gradient(squared_l2(answer[None], g[None])[0], net)
+                for g in goals.values[b].detach()
+            ]
+        )
+        added += goals.odds[b] @ (grads - goals.odds[b] @ grads).square().sum(1)
+        alone += flat_gradient(squared_l2(answer[None], one_goal[b : b + 1])[0], net).square().sum()
+    assert goal_noise(net, FEW, x, low, high) == pytest.approx(float((added / alone).sqrt()))
 
 
 def test_exact_losses_train_the_online_network_alone():

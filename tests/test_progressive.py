@@ -460,6 +460,22 @@ def test_students_have_two_forms(form, sigma_data, low, quick):
     assert setup.evaluate(walk, setup.teacher)["to_teacher"] > 0.1
 
 
+def test_stretch_and_the_share_of_the_steepest_tenth(generator):
+    class Bent(nn.Module):
+        """Slope 3 to the right of 0, 1 to the left."""
+
+        sigma_min, sigma_max = 0.002, 1.0
+
+        def forward(self, x, sigma, labels=None):
+            return torch.where(x > 0, 3 * x, x)
+
+    noise = torch.tensor([[2.0], [-2.0]]).double()
+    assert torch.allclose(lab.stretch(Bent(), noise, generator), torch.tensor([3.0, 1.0]).double())
+    error, steepness = torch.tensor([3.0] + [1.0] * 18 + [9.0]), torch.arange(20.0).flip(0)
+    found = lab.compare_errors(error, steepness)
+    assert found == pytest.approx({"steep": 1.0, "flat": 1.0, "share": 10 / 108})
+
+
 @pytest.mark.parametrize("name", lab.PROGRESSIVE_SWEEPS)
 def test_every_sweep_can_do_a_short_run(name, quick):
     sweep = lab.PROGRESSIVE_SWEEPS[name]

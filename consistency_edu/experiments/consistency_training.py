@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['RECIPE', 'FAST', 'FIVE', 'CT_SWEEPS', 'residuals', 'draw_clean', 'FreshNoiseTraining', 'Goals', 'posterior_goals',
-           'Losses', 'exact_losses', 'AveragedTraining', 'training_objective', 'init_training', 'train_steps',
-           'run_curves', 'run_ends', 'schedules', 'name_schedule', 'decompose_error', 'fast_recipes', 'run_race']
+           'Losses', 'exact_losses', 'goal_noise', 'AveragedTraining', 'training_objective', 'init_training',
+           'train_steps', 'run_curves', 'run_ends', 'schedules', 'name_schedule', 'decompose_error', 'fast_recipes',
+           'run_race']
 
 # %% ../../nbs/lab/12_consistency_training.ipynb #importsexperie
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, jacrev, vmap
 
 from ..consistency import ConsistencyModel, per_sample_loss
 from ..consistency_training import ConsistencyTraining
@@ -155,6 +157,27 @@ def exact_losses(
         goal = target(euler_step(denoiser, x, high, low), low)
     every = distance(answer.repeat_interleave(goals.odds.shape[1], 0), goals.values.flatten(0, 1))
     return Losses(distance(answer, goal), (goals.odds * every.reshape(goals.odds.shape)).sum(1))
+
+# %% ../../nbs/lab/12_consistency_training.ipynb #c12noise
+@torch.no_grad()
+def goal_noise(
+    model: nn.Module, denoiser: ExactDenoiser, x: Tensor, low: Tensor, high: Tensor
+) -> float:
+    """Return what drawing a goal adds to the gradient of a pair, in units of distillation's.
+
+    Both are root mean squares over noisy `x` `[B, D]` for intervals `low` to `high` `[B]`.  The
+    loss is squared and unweighted, `model` its own target, `denoiser` exact for a finite set.
+    """
+    goals = posterior_goals(model, denoiser, x, low, high)
+    off = goals.values - goals.mean()[:, None]
+    spread = torch.einsum("bk,bki,bkj->bij", goals.odds, off, off)
+    residual = model(x, high) - model(euler_step(denoiser, x, high, low), low)
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    answer = lambda weights, x, sigma: functional_call(model, weights, (x[None], sigma[None]))[0]
+    slopes = vmap(jacrev(answer), (None, 0, 0))(weights, x, high)
+    gram = sum(slope.flatten(2) @ slope.flatten(2).mT for slope in slopes.values())
+    alone = torch.einsum("bi,bij,bj->b", residual, gram, residual)
+    return float(((gram * spread).sum((1, 2)).mean() / alone.mean()).sqrt())
 
 # %% ../../nbs/lab/12_consistency_training.ipynb #c12averaged
 class AveragedTraining(ConsistencyTraining):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GRIDS', 'TEACHERS', 'LEVEL_WEIGHTS', 'COMPARED_DISTANCES', 'SAMPLING_STEPS', 'BUDGETS', 'COMPARED_METHODS',
            'START_DEFAULTS', 'PROGRESSIVE_SWEEPS', 'velocity_objective', 'velocity_teacher', 'ProgressiveSetup',
-           'direct_student', 'equal_rounds', 'run_pairs', 'run_one_step', 'run_start', 'cd_samples', 'pd_samples',
-           'run_versus', 'run_floor']
+           'direct_student', 'equal_rounds', 'run_pairs', 'stretch', 'compare_errors', 'run_blur', 'run_one_step',
+           'run_start', 'cd_samples', 'pd_samples', 'run_versus', 'run_floor']
 
 # %% ../../nbs/lab/13_progressive.ipynb #importsexperie
 import copy
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ..consistency import ConsistencyModel
+from ..consistency import ConsistencyModel, ExactConsistency
 from ..data import draw_normal, draw_points, draw_uniform, toy, toy_batches
 from ..distances import DISTANCES
 from ..distillation import ConsistencyDistillation
@@ -137,6 +137,36 @@ def run_pairs(setting: dict, seed: int) -> dict:
     student = direct_student(setup, source, setting["pairs"], setting["steps"])
     return setup.evaluate(student, setup.teacher) | {"evaluations": source.evaluations}
 
+# %% ../../nbs/lab/13_progressive.ipynb #blur0001
+def stretch(f: nn.Module, noise: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Return how far one-step samples of `f` move, `[B]`, for each unit `noise` `[B, D]` moves."""
+    nudge = 1e-3 * draw_normal(noise, generator)
+    moved = sample_one_step(f, noise + nudge) - sample_one_step(f, noise)
+    return moved.norm(dim=1) / nudge.norm(dim=1)
+
+
+def compare_errors(error: Tensor, steepness: Tensor) -> dict[str, float]:
+    """Return the median `error` `[B]` of the steepest tenth and of the others, and its share.
+
+    `share` is the steepest tenth's part of the sum of squared errors.
+    """
+    is_steep = steepness > steepness.quantile(0.9)
+    return {
+        "steep": float(error[is_steep].median()),
+        "flat": float(error[~is_steep].median()),
+        "share": float(error[is_steep].square().sum() / error.square().sum()),
+    }
+
+
+def run_blur(setting: dict, seed: int) -> dict:
+    """Distil the learned teacher of moons directly; compare its errors by the map's steepness."""
+    setup = ProgressiveSetup(seed=seed)
+    student = direct_student(setup, setup.teacher, setting["pairs"], setting["steps"])
+    ends = dict(zip(("sigma_min", "sigma_max"), TOY_SIGMAS))
+    ode, noise = ExactConsistency(setup.teacher, **ends), setup.bench.noise
+    error = (sample_one_step(student, noise) - sample_one_step(ode, noise)).norm(dim=1)
+    return compare_errors(error, stretch(ode, noise, setup.generator))
+
 # %% ../../nbs/lab/13_progressive.ipynb #da2eb014
 def run_one_step(setting: dict, seed: int) -> dict:
     """Distil moons into one step by `method`, `teacher`, `form` and `steps` of `setting`."""
@@ -249,6 +279,14 @@ PROGRESSIVE_SWEEPS: dict[str, Sweep] = {
             "about 15 s a run, with fresh pairs a minute.",
             run_pairs,
             [{"pairs": pairs, "steps": 3000} for pairs in (256, 2048, 16_384, 0)],
+        ),
+        Sweep(
+            "progressive_blur",
+            "Direct distillation of moons: the error where the teacher's map is steepest, and "
+            "elsewhere; about 20 s a run.",
+            run_blur,
+            [{"pairs": 8192, "steps": 1000}],
+            range(5),
         ),
         Sweep(
             "progressive_start",
