@@ -33,6 +33,19 @@ def is_imports(source: str) -> bool:
     return bool(body) and all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body)
 
 
+def number_title(markdown: str, page: str) -> str:
+    """Begin the title in `markdown` with the number that the file name of `page` has, if any.
+
+    "lab/11_distillation" makes "# Lab: consistency distillation" "# Lab 11 · Consistency …".
+    """
+    found = re.fullmatch(r"(?:(\w+)/)?((?!00|90)\d\d[a-z]?)_\w+", page)
+    if not found:
+        return markdown
+    number = " ".join(filter(None, [(found[1] or "").capitalize(), found[2]]))
+    title = re.match(r"# (?:Lab: |Images \w+: )?(\w)", markdown)
+    return f"# {number} · {title[1].upper()}" + markdown[title.end() :] if title else markdown
+
+
 def link_pages(outputs: list) -> None:
     """Let links to notebooks in Markdown outputs lead to their pages (MyST does it for prose)."""
     for out in outputs:
@@ -42,7 +55,8 @@ def link_pages(outputs: list) -> None:
             out["data"]["text/markdown"] = pages
 
 
-def read(text: str, fold_exports: bool = False, for_site: bool = False) -> nbformat.NotebookNode:
+def read(text: str, page: str = "") -> nbformat.NotebookNode:
+    """Read the notebook `text`, for the site if `page` names it there ("lab/11_distillation")."""
     nb = nbformat.reads(text, as_version=4)
     kept = []
     for cell in nb.cells:
@@ -50,6 +64,8 @@ def read(text: str, fold_exports: bool = False, for_site: bool = False) -> nbfor
             continue
         if cell.cell_type == "markdown" and re.match(r"#+ .* -\s*$", cell.source):
             continue
+        if cell.cell_type == "markdown":
+            cell.source = number_title(cell.source, page)
         if cell.cell_type == "code":
             d, cell.source = directives(cell.source)
             if (
@@ -63,11 +79,9 @@ def read(text: str, fold_exports: bool = False, for_site: bool = False) -> nbfor
                 tags.add("remove-input")
             if d.get("output", "").lower() == "false":
                 tags.add("remove-output")
-            if d.get("code-fold", "").lower() in ("true", "show") or (
-                fold_exports and d.keys() & {"export", "exports", "exporti"}
-            ):
+            if d.get("code-fold", "").lower() in ("true", "show"):
                 tags.add("hide-input")
-            if for_site and is_imports(cell.source):
+            if page and is_imports(cell.source):
                 tags.add("hide-input")
                 d.setdefault("code-summary", "Imports")
             if "code-summary" in d:
@@ -75,7 +89,7 @@ def read(text: str, fold_exports: bool = False, for_site: bool = False) -> nbfor
                 prompts = {"code_prompt_show": summary, "code_prompt_hide": summary}
                 cell.metadata.setdefault("mystnb", {}).update(prompts)
             cell.metadata["tags"] = sorted(tags)
-            if for_site:
+            if page:
                 link_pages(cell.outputs)
             figure = {k: d[f"fig-{k}"].strip("\"'") for k in ("cap", "alt") if f"fig-{k}" in d}
             if "alt" in figure:
