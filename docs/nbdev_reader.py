@@ -13,6 +13,7 @@ import nbformat
 
 LINE = re.compile(r"^\s*#\s*\|\s*([\w-]+)(?:\s*:)?[ \t]*(.*)$")
 GONE = {"hide", "default_exp"}
+EXPORTS = "**This notebook exports**"
 
 
 def directives(source: str) -> tuple[dict[str, str], str]:
@@ -58,7 +59,7 @@ def link_pages(outputs: list) -> None:
 def read(text: str, page: str = "") -> nbformat.NotebookNode:
     """Read the notebook `text`, for the site if `page` names it there ("lab/11_distillation")."""
     nb = nbformat.reads(text, as_version=4)
-    kept = []
+    kept, module = [], ""
     for cell in nb.cells:
         if cell.cell_type == "raw" and cell.source.strip().startswith("---"):
             continue
@@ -68,6 +69,7 @@ def read(text: str, page: str = "") -> nbformat.NotebookNode:
             cell.source = number_title(cell.source, page)
         if cell.cell_type == "code":
             d, cell.source = directives(cell.source)
+            module = d.get("default_exp", module)
             if (
                 GONE & d.keys()
                 or d.get("include", "").lower() == "false"
@@ -97,5 +99,9 @@ def read(text: str, page: str = "") -> nbformat.NotebookNode:
             if "cap" in figure:
                 cell.metadata.setdefault("mystnb", {})["figure"] = {"caption": figure["cap"]}
         kept.append(cell)
+    if page and module:
+        kept.append(nbformat.v4.new_markdown_cell(f"Reference: [`{module}`](/api/{module}.rst)."))
+        for cell in kept[:2]:
+            cell.source = cell.source.replace(EXPORTS, f"**[{EXPORTS[2:-2]}](/api/{module}.rst)**")
     nb.cells = kept
     return nb
