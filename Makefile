@@ -58,6 +58,7 @@ export: $(DEV_STAMP)  ## write the package from the notebooks
 	$(BIN)/ruff check --quiet --fix nbs tests tools
 	$(BIN)/ruff format --quiet nbs tests tools
 	$(BIN)/nbdev_export
+	$(BIN)/python tools/run_notebooks.py --fold >/dev/null
 	$(BIN)/nbdev_clean
 
 nbs: $(DEV_STAMP)  ## run every notebook and store its outputs

@@ -114,6 +114,7 @@ def link_the_row(app, page, template, context, doctree):
 
 def setup(app):
     write_reference(Path(app.srcdir))
+    app.add_config_value("reader", Path(nbdev_reader.__file__).read_text(encoding="utf-8"), "env")
     app.connect("source-read", read_notebook)
     app.connect("autodoc-process-docstring", read_docstring)
     app.connect("html-page-context", link_the_row)
