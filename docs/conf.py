@@ -21,8 +21,10 @@ project = cfg["title"]
 author = cfg["author"]
 copyright = cfg["copyright"]
 release = cfg["version"]
+description = cfg["description"]
 
 extensions = ["myst_nb", "sphinx_external_toc", "sphinx.ext.autodoc", "sphinx.ext.autosummary"]
+extensions += ["pages"]
 external_toc_path = str(here / "_toc.yml")
 exclude_patterns = ["_*", "**/.*", "**.ipynb_checkpoints"]
 
@@ -41,9 +43,24 @@ autodoc_default_options = {"members": True, "undoc-members": True, "member-order
 
 html_theme = "sphinx_book_theme"
 html_title = project
+html_domain_indices = False
+html_favicon = str(here / "_static" / "favicon.svg")
 html_theme_options = {"navbar_persistent": []}
+if cfg["user"] != cfg["repo"]:  # which is a placeholder: there is nothing to launch from
+    html_theme_options |= {
+        "repository_url": cfg["git_url"],
+        "repository_branch": cfg["branch"],
+        "path_to_docs": cfg["nbs_path"],
+        "use_repository_button": True,
+        "launch_buttons": {
+            "binderhub_url": "https://mybinder.org",
+            "colab_url": "https://colab.research.google.com",
+            "notebook_interface": "jupyterlab",
+        },
+    }
 html_static_path = ["_static"]
 html_css_files = ["course.css"]
+html_js_files = ["course.js"]
 if (here / "_static" / "tex-svg.js").exists():  # `make docs` fetches it: the site works offline
     mathjax_path = "tex-svg.js"
 
@@ -53,7 +70,7 @@ chapters = [c for part in parts if part["caption"] not in plain for c in part["c
 row = ["index", *(chapter["file"] for chapter in chapters)]
 beside = {page["file"]: c["file"] for c in chapters for page in c.get("sections", [])}
 
-FRONT_DOOR = "What `from consistency_edu import …` gives; below it, all modules."
+FRONT_DOOR = "What `from consistency_edu import …` gives, then all modules (:ref:`genindex`)."
 GROUPS = {"": "Concepts", "images": "Image runs", "experiments": "Measurements"}
 
 
@@ -100,6 +117,13 @@ def read_docstring(app, what, name, thing, options, lines):
         lines[i] = re.sub(r"(`[^`]+`)|\*", lambda m: rf"`{m[1]}`\ " if m[1] else r"\*", line)
 
 
+def read_signature(app, what, name, thing, options, signature, returned):
+    """Leave out modules where Sphinx cannot read the signature, as it has a <factory>."""
+    if signature and "<factory>" in signature:
+        signature = re.sub(r"~[\w.]+\.", "", signature)
+    return signature, returned
+
+
 def link_the_row(app, page, template, context, doctree):
     """Let next and previous lead along the chapters, and back to them from what stands beside."""
     context["next"] = context["prev"] = None
@@ -114,7 +138,9 @@ def link_the_row(app, page, template, context, doctree):
 
 def setup(app):
     write_reference(Path(app.srcdir))
-    app.add_config_value("reader", Path(nbdev_reader.__file__).read_text(encoding="utf-8"), "env")
+    sources = "".join(path.read_text(encoding="utf-8") for path in sorted(here.glob("*.py")))
+    app.add_config_value("sources", sources, "env")  # when they change, all pages do
     app.connect("source-read", read_notebook)
     app.connect("autodoc-process-docstring", read_docstring)
+    app.connect("autodoc-process-signature", read_signature)
     app.connect("html-page-context", link_the_row)
