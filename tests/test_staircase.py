@@ -34,7 +34,7 @@ def stairs():
     """The modules in the order of the table of contents, those of its appendix first."""
     contents = (ROOT / "docs" / "_toc.yml").read_text(encoding="utf-8")
     chapters, appendix = contents.split("caption: Appendix")
-    pages = re.findall(r"\bfile: (\S+)", appendix + chapters)
+    pages = re.findall(r"\bfile: (?!api/)(\S+)", appendix + chapters)
     texts = [(ROOT / "nbs" / f"{page}.ipynb").read_text(encoding="utf-8") for page in pages]
     return [name for text in texts for name in re.findall(r"#\| default_exp ([\w.]+)", text)]
 
