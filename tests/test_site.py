@@ -7,7 +7,8 @@ import nbformat
 import pytest
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "docs"))
+sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "tools")]
+import check_site  # noqa: E402
 import nbdev_reader  # noqa: E402
 
 NBS = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
@@ -73,6 +74,15 @@ def test_what_prose_discusses_stays_open():
     assert summary(*read("#| export\n" + LONG)) is None
     assert summary(*read("#| code-fold: false\n" + LONG)) is None
     assert summary(*read("import math", page="")) is None  # the README shows all
+
+
+@pytest.mark.parametrize(
+    ("alt", "mute"), [("", 1), ("_images/1.png", 1), ("See.", 1), ("Two moons in grey.", 0)]
+)
+def test_a_figure_without_words_of_its_own_is_found(alt, mute):
+    page = check_site.Page()
+    page.feed(f'<img src="_images/1.png" alt="{alt}"><figcaption>See.<a>#</a></figcaption>')
+    assert page.pictures == 1 and len(page.mute) == mute
 
 
 @pytest.mark.parametrize("path", NBS, ids=lambda p: p.stem)
