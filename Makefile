@@ -5,8 +5,11 @@ USER_STAMP := $(VENV)/.installed
 DEV_STAMP  := $(VENV)/.installed-dev
 # one thread a process: two two-threaded torch processes on two cores run ten times slower
 QUIET  := OMP_NUM_THREADS=1 MPLBACKEND=agg
+# make docs ALTS=--alts: fail while a figure has no alternative text
+ALTS   ?=
 
-.PHONY: help install toy lab test check lowest soak mutation export nbs readme reference docs clean
+.PHONY: help ours install toy lab test check lowest soak mutation export nbs readme reference docs \
+	pages clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 10
@@ -18,12 +21,21 @@ $(VENV)/bin/python:
 		{ echo "Python's venv is missing: apt-get install python3-venv, then call make again."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(USER_STAMP): settings.ini setup.py pyproject.toml | $(VENV)/bin/python
+# an environment runs the package of one clone: to install another's there would move it unseen
+WHOSE := import importlib.util, os; found = importlib.util.find_spec("consistency_edu"); \
+	print(os.path.realpath(found.origin) if found else "")
+ours: | $(VENV)/bin/python
+	@whose=$$($(BIN)/python -I -c '$(WHOSE)') || exit 2; \
+		case "$$whose" in ""|"$(realpath .)"/*) ;; *) \
+		echo "$(VENV) runs $$whose, of another clone: give this one its own (make without VENV)."; \
+		exit 2;; esac
+
+$(USER_STAMP): settings.ini setup.py pyproject.toml | $(VENV)/bin/python ours
 	@echo "Installing into $(VENV): about 2 minutes, 6 GB (PyTorch is nearly all of it)."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(DEV_STAMP): settings.ini setup.py pyproject.toml | $(VENV)/bin/python
+$(DEV_STAMP): settings.ini setup.py pyproject.toml | $(VENV)/bin/python ours
 	@echo "Installing into $(VENV), with the course's tools: about 2 minutes, 6 GB."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(USER_STAMP)
@@ -36,7 +48,7 @@ toy: $(USER_STAMP)  ## train on two moons and draw it (2 minutes; ARGS="--method
 lab: $(DEV_STAMP)  ## open the course in JupyterLab
 	$(BIN)/jupyter lab nbs/index.ipynb
 
-test: $(DEV_STAMP) check docs  ## everything CI checks: export, notebooks, site, tests (long)
+test: $(DEV_STAMP) check pages  ## everything CI checks: export, notebooks, site, tests (long)
 	$(QUIET) $(BIN)/nbdev_test --n_workers 2 --do_print --timing
 	$(QUIET) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests -m slow
 
@@ -58,6 +70,7 @@ export: $(DEV_STAMP)  ## write the package from the notebooks
 	$(BIN)/ruff check --quiet --fix nbs tests tools
 	$(BIN)/ruff format --quiet nbs tests tools
 	$(BIN)/nbdev_export
+	$(BIN)/python tools/run_notebooks.py --fold >/dev/null
 	$(BIN)/nbdev_clean
 
 nbs: $(DEV_STAMP)  ## run every notebook and store its outputs
@@ -73,6 +86,7 @@ reference: $(DEV_STAMP)  ## run the toy again for the README's table and picture
 	cp build/reference/results/toy_moons_seed?.json results/reference/
 	cp build/reference/images/toy_moons_seed0.png images/toy_moons.png
 	cp build/reference/images/toy_moons_seed0.gif images/toy_moons.gif
+	$(BIN)/python tools/run_notebooks.py --shrink images/toy_moons.png
 
 # offline mathematics for the site; without npm the pages load it from the network instead
 docs/_static/tex-svg.js:
@@ -82,7 +96,16 @@ docs/_static/tex-svg.js:
 
 docs: $(DEV_STAMP) docs/_static/tex-svg.js  ## build the course site into _build/html, and check its links
 	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs nbs _build/html
-	$(BIN)/python tools/check_site.py _build/html $(if $(wildcard docs/_static/tex-svg.js),,--online-math)
+	$(BIN)/python tools/check_site.py _build/html $(ALTS) \
+		$(if $(wildcard docs/_static/tex-svg.js),,--online-math)
+
+AXE := build/npm/node_modules/axe-core/axe.min.js
+$(AXE):
+	@mkdir -p build/npm
+	-npm install --silent --no-audit --no-fund --prefix build/npm axe-core@4.14.1
+
+pages: docs $(AXE)  ## look at each page of the site in Chromium, if there is one (5 minutes)
+	$(BIN)/python tools/check_pages.py _build/html --axe $(AXE)
 
 clean:  ## remove .venv and everything built
 	rm -rf $(VENV) _build build *.egg-info

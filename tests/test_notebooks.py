@@ -55,6 +55,14 @@ def test_notebook_is_clean(nb, fresh):
 
 
 @pytest.mark.parametrize("nb", NBS, ids=lambda p: p.name)
+def test_jupyterlab_folds_what_the_site_folds(nb):
+    for cell in json.loads(nb.read_text(encoding="utf-8"))["cells"]:
+        is_folded = cell["cell_type"] == "code" and "#| code-fold: true\n" in cell["source"]
+        hidden = {"jupyter": {"source_hidden": True}} if is_folded else {}
+        assert cell["metadata"] == hidden, f"{cell['id']}: run tools/run_notebooks.py --fold"
+
+
+@pytest.mark.parametrize("nb", NBS, ids=lambda p: p.name)
 def test_outputs_are_fit_to_publish(nb):
     for cell in json.loads(nb.read_text(encoding="utf-8"))["cells"]:
         for out in cell.get("outputs", []):

@@ -31,8 +31,10 @@ def part_of(name):
 
 
 def stairs():
-    """The modules in the order in which the table of contents has their notebooks."""
-    pages = re.findall(r"- file: (\S+)", (ROOT / "docs" / "_toc.yml").read_text(encoding="utf-8"))
+    """The modules in the order of the table of contents, those of its appendix first."""
+    contents = (ROOT / "docs" / "_toc.yml").read_text(encoding="utf-8")
+    chapters, appendix = contents.split("caption: Appendix")
+    pages = re.findall(r"\bfile: (?!api/)(\S+)", appendix + chapters)
     texts = [(ROOT / "nbs" / f"{page}.ipynb").read_text(encoding="utf-8") for page in pages]
     return [name for text in texts for name in re.findall(r"#\| default_exp ([\w.]+)", text)]
 
