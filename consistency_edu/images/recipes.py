@@ -22,7 +22,7 @@ class Recipe:
     about: str = ""
     """one or two sentences: what it is, and who reports what of it"""
     method: str = "teacher"
-    """teacher, cd, ct, pd, direct or boot"""
+    """teacher, cd, ct, ict, ect, pd, direct or boot"""
     data: str = "digits"
     """digits, cifar10, or the path of a folder, a tar, a zip or an .npz file of images"""
     source: str = ""
@@ -77,9 +77,9 @@ class Recipe:
     """N, points of the grid (CD, BOOT, the teacher's sampler); PD: intervals at first"""
 
     log_mean: float = -1.2
-    """teacher: mean of ln sigma"""
+    """teacher, iCT, ECT: mean of ln sigma"""
     log_std: float = 1.2
-    """teacher: standard deviation of ln sigma"""
+    """teacher, iCT, ECT: standard deviation of ln sigma"""
     copy_teacher: bool = True
     """start the student from the teacher's weights"""
     distance: str = "pseudo_huber"
@@ -89,7 +89,7 @@ class Recipe:
     enlarge: int = 64
     """lpips and efficientnet compare images of this size (CM's paper: 224)"""
     weight: str = "inverse_gap"
-    """CD and CT: inverse_gap, root_gap or uniform"""
+    """CD, CT, iCT, ECT: inverse_gap, root_gap or uniform"""
     solver: str = "heun"
     """heun or euler: the teacher's step in CD, in pairs, in PD's first round and in BOOT"""
     last_round: float = 4.0
@@ -99,11 +99,17 @@ class Recipe:
     decay: float = 0.0
     """CD: decay mu of the target network"""
     s0: int = 10
-    """CT: N at the beginning"""
+    """CT: N at the beginning; iCT: N - 1"""
     s1: int = 80
-    """CT: N - 1 at the end"""
+    """CT, iCT: N - 1 at the end"""
     mu0: float = 0.0
     """CT: decay mu of the target network at the beginning"""
+    stages: int = 8
+    """ECT: how often the goal's level moves nearer"""
+    q: float = 2.0
+    """ECT: by how much it does each time"""
+    denoising: float = 0.0
+    """ECT: share of the run in which all goals are the data, for a start from random weights"""
     pairs: int = 0
     """direct: number of cached pairs; 0: fresh ones in each batch"""
     boundary: float = 1.0
@@ -290,6 +296,24 @@ SMALL_RECIPES = (
         batch=512, minutes=10, lr=5e-4, rate="cosine", warmup=200, optimizer="adam", ema=0.999,
         sigma_min=2e-3, sigma_max=80.0, sigma_data=0.5, middle=0.8,
         s0=10, s1=40, mu0=0.0, distance="pseudo_huber", weight="inverse_gap",
+    ),
+    Recipe(
+        "cifar10-ict-small", method="ict",
+        about="iCT, no teacher, N from 11 to 1281, our settings for 12 minutes of a GPU.",
+        data="cifar10", flip=True, network="small", device="cuda", precision="float16",
+        compiles="graphs",
+        batch=512, minutes=12, lr=5e-4, rate="cosine", warmup=200, optimizer="adam", ema=0.999,
+        sigma_min=2e-3, sigma_max=80.0, sigma_data=0.5, middle=0.8,
+        log_mean=-1.1, log_std=2.0, s0=10, s1=1280, distance="pseudo_huber", weight="inverse_gap",
+    ),
+    Recipe(
+        "cifar10-ect-small", method="ect",
+        about="ECT, our settings for 8 minutes of a GPU, to be started from a teacher (--start).",
+        data="cifar10", flip=True, network="small", device="cuda", precision="float16",
+        compiles="graphs",
+        batch=512, minutes=8, lr=3e-4, rate="cosine", warmup=200, optimizer="adam", ema=0.999,
+        sigma_min=2e-3, sigma_max=80.0, sigma_data=0.5, middle=0.8,
+        log_mean=-1.1, log_std=2.0, stages=8, q=2.0, distance="pseudo_huber", weight="inverse_gap",
     ),
     Recipe(
         "cifar10-pd-small", method="pd", source="cifar10-teacher-small",
