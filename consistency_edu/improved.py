@@ -70,6 +70,7 @@ class ImprovedTraining(ConsistencyTraining):
         super().__init__(online, mu0=0.0, **options)
         self.s0, self.s1 = s0, s1
         self.log_mean, self.log_std = log_mean, log_std
+        self._reached = torch.empty(0)
 
     @property
     def points(self) -> int:
@@ -78,12 +79,13 @@ class ImprovedTraining(ConsistencyTraining):
 
     def levels(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Draw an interval of the grid for each row of `x`; return its ends, cleaner first."""
-        if len(self._grid) != self.points:
+        if len(self._reached) != self.points - 1:  # both moved when N changes, not at every step
             self._grid = self.sigmas.to(x.device)
             shares = ict_probabilities(self._grid.cpu(), self.log_mean, self.log_std)
             self._reached = shares.cumsum(0).to(x)
         n = torch.searchsorted(self._reached, draw_uniform(x, generator), right=True)
-        low, self.last_sigma = self._grid.to(x)[torch.stack([n, n + 1]).clamp(max=self.points - 1)]
+        n = n.clamp(max=self.points - 2)
+        low, self.last_sigma = self._grid.to(x)[torch.stack([n, n + 1])]
         return low, self.last_sigma
 
 # %% ../nbs/17_improved.ipynb #im170020

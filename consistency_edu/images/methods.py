@@ -17,7 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from ..improved import EasyTuning, ImprovedTraining
 from torch import Tensor, nn
 
 from ..boot import Boot, BootStudent, SignalModel, signal_euler, signal_heun
@@ -30,6 +29,7 @@ from ..files import InputError
 from ..guidance import Guided, LabelDropout
 from .perceptual import perceptual_distance
 from .recipes import Recipe
+from ..improved import EasyTuning, ImprovedTraining
 from ..networks import MLP, UNETS, UNet, named_unet
 from consistency_edu.pf_ode import (
     SOLVERS,
