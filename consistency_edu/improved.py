@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .consistency import per_sample_loss
 from .consistency_training import ConsistencyTraining
-from .data import draw_normal, draw_uniform, per_sample
+from .data import draw_normal, draw_uniform, per_sample, widest
 from .distances import inverse_gap, pseudo_huber
 from .distillation import TargetNetwork
 from .dropout import same_dropout
@@ -79,13 +79,12 @@ class ImprovedTraining(ConsistencyTraining):
 
     def levels(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Draw an interval of the grid for each row of `x`; return its ends, cleaner first."""
-        if len(self._reached) != self.points - 1:  # both moved when N changes, not at every step
-            self._grid = self.sigmas.to(x.device)
-            shares = ict_probabilities(self._grid.cpu(), self.log_mean, self.log_std)
-            self._reached = shares.cumsum(0).to(x)
-        n = torch.searchsorted(self._reached, draw_uniform(x, generator), right=True)
+        if len(self._reached) != self.points - 1:  # moved when N changes, not at every step
+            shares = ict_probabilities(self.sigmas, self.log_mean, self.log_std)
+            self._reached, self._levels = shares.cumsum(0).to(x), self.sigmas.to(x)
+        n = torch.searchsorted(self._reached.to(x), draw_uniform(x, generator), right=True)
         n = n.clamp(max=self.points - 2)
-        low, self.last_sigma = self._grid.to(x)[torch.stack([n, n + 1])]
+        low, self.last_sigma = self._levels.to(x)[torch.stack([n, n + 1])]
         return low, self.last_sigma
 
 # %% ../nbs/17_improved.ipynb #im170020
@@ -114,7 +113,8 @@ def draw_lognormal(
     """
     ends = torch.tensor([low, high], dtype=torch.float64).log().sub(log_mean).div(log_std)
     first, last = torch.special.ndtr(ends).tolist()
-    place = torch.special.ndtri(first + (last - first) * draw_uniform(like, generator).double())
+    drawn = draw_uniform(like, generator).to(widest(like.device))
+    place = torch.special.ndtri(first + (last - first) * drawn)
     return (log_mean + log_std * place).exp().clamp(low, high).to(like)
 
 # %% ../nbs/17_improved.ipynb #im170022
