@@ -36,7 +36,7 @@ from consistency_edu.evaluation import evaluate_images, random_images, reference
 from consistency_edu.features import load_features
 from consistency_edu.image_sets import load_images
 from consistency_edu.images import progress, setup, trainer
-from consistency_edu.images.methods import override
+from consistency_edu.images.methods import METHODS, override
 from consistency_edu.images.progress import read_metrics
 from consistency_edu.images.recipes import RECIPES
 from consistency_edu.images.runs import load_run
@@ -174,14 +174,15 @@ class Judge:
 def judge_job(name, judge, folder, args):
     """Score the run in `folder` with all the steps it can take; write and tell that."""
     run, scores = fast(folder, args.device), {}
-    for steps in (1, 2) if run.recipe.method in ("cd", "ct", "pd") else (1,):
+    method = METHODS[run.recipe.method]
+    for steps in method.steps:
         if run.recipe.method == "pd" and steps == 2:  # another network takes them
             run = fast(folder, args.device, steps)
         row = judge.score(samples_of(run, args.samples, steps, args.device))
         scores[str(steps)] = row
         say(name, f"steps {steps}:", tell_numbers(row).splitlines()[0])
     write(args.out / name / "scores.json", scores)
-    if run.recipe.method in ("cd", "ct"):
+    if method.restarts:
         learning_job(name, judge, run, folder, args)
 
 

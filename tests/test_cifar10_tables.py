@@ -116,6 +116,10 @@ def test_measured_takes_the_longest_scored_run_and_medians_of_digits(folder):
     run = json.loads((folder / "cd-small-1" / "run.json").read_text())
     write(folder / "cd-small-1" / "run.json", run | {"seconds": 500.0})
     assert tell()["cifar10-cd-small"]["run"] == "results/cifar10/cd-small-1"
+    other = {**run["recipe"], "lr": 1e-5}  # longer, and not what the recipe says
+    write(folder / "cd-small-1" / "run.json", run | {"seconds": 500.0, "recipe": other})
+    assert tell()["cifar10-cd-small"]["run"] == "results/cifar10/cd-small"
+    write(folder / "cd-small-1" / "run.json", run | {"seconds": 500.0})
     (folder / "cd-small-1" / "scores.json").unlink()
     assert tell()["cifar10-cd-small"]["run"] == "results/cifar10/cd-small"
 

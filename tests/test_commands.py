@@ -9,6 +9,8 @@ from PIL import Image
 
 from consistency_edu.cli import EDITS
 
+JUMPS = ("cd", "ct", "ict", "ect")  # from any level
+
 
 @pytest.fixture
 def place(every_run, tmp_path, monkeypatch):
@@ -45,7 +47,7 @@ def test_sample(kind, more, every_run, place):
 @pytest.mark.parametrize("kind", KINDS)
 def test_sample_in_two_steps_and_in_more_than_there_are(kind, every_run, place):
     for steps in (2, 3, 100):
-        knows = kind.startswith(("teacher", "cd", "ct")) or (kind.startswith("pd") and steps == 2)
+        knows = kind.startswith(("teacher", *JUMPS)) or (kind.startswith("pd") and steps == 2)
         args = ("sample", every_run / kind, "--nrow=1", "--ncol=1", "--steps", steps)
         assert works(*args) if knows else "leave --steps off" in refused(*args)
 
@@ -56,7 +58,7 @@ def test_evaluate(kind, every_run, place):
     common = ("evaluate", every_run / kind, "--features=pixels", "-n", 20, *out)
     assert "numbers.json" in works(*common)
     assert json.loads((place / "numbers.json").read_text())["rows"][0]["frechet"] > 0
-    if kind.startswith(("cd", "ct", "pd")):
+    if kind.startswith((*JUMPS, "pd")):
         assert "2 NFE" in works(*common, "--steps", 1, 2)
     else:
         assert "leave --steps off" in refused(*common, "--steps", 2)
@@ -77,7 +79,7 @@ def test_edit(kind, task, every_run, place):
     remedies = {"teacher": "distil it by cd first"}
     if task == "colorize":
         assert remedies.get(method, "take a run in colour") in refused(*args)
-    elif method in ("cd", "ct") or (task == "interpolate" and method != "teacher"):
+    elif method in JUMPS or (task == "interpolate" and method != "teacher"):
         assert "out.png" in works(*args)
     else:
         assert remedies.get(method, "take a consistency model (cd or ct)") in refused(*args)
@@ -94,7 +96,7 @@ def test_train_resume_and_not(kind, every_run, place):
     assert "use --resume, or another --out" in refused(*args)
 
 
-@pytest.mark.parametrize("kind", ["teacher", "cd", "ct"])
+@pytest.mark.parametrize("kind", ["teacher", "cd", "ct", "ect"])
 def test_train_from_the_weights_of_a_run_of_the_same_kind(kind, every_run, place):
     start = ("train", "digits-ct", "--steps=1", "--batch=8", "--start", every_run / kind)
     assert "card.md" in works(*start, "--out", "new")

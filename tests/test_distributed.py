@@ -103,7 +103,7 @@ def course(recipe, folder, teacher):
     return losses, weights
 
 
-@pytest.mark.parametrize("method", ["teacher", "cd", "ct", "boot", "direct"])
+@pytest.mark.parametrize("method", ["teacher", "cd", "ct", "ict", "ect", "boot", "direct"])
 def test_two_and_three_workers_repeat_one(method, teacher, tmp_path):
     recipe = dataclasses.replace(RECIPES[f"digits-{method}"], lr=1e-3, batch=12, pairs=24)
     runs = {}

@@ -8,7 +8,7 @@ from test_distributed import together
 from test_networks import awake
 from torch import nn
 
-from consistency_edu import boot, consistency_training, distillation, networks
+from consistency_edu import boot, consistency_training, distillation, improved, networks
 from consistency_edu.acceleration import speed_up
 from consistency_edu.boot import Boot, SignalModel
 from consistency_edu.consistency import ConsistencyModel
@@ -24,6 +24,7 @@ from consistency_edu.experiments.consistency_training import AveragedTraining, F
 from consistency_edu.experiments.distillation import FLOWS
 from consistency_edu.images.methods import METHODS, build_network, build_objective
 from consistency_edu.images.recipes import Recipe
+from consistency_edu.improved import EasyTuning, ImprovedTraining
 from consistency_edu.networks import UNet
 from consistency_edu.pf_ode import EDMDenoiser, karras_sigmas
 from consistency_edu.score import ExactDenoiser
@@ -40,7 +41,7 @@ def each_its_own(*passes):
 
 
 def break_sharing(monkeypatch):
-    for module in (boot, consistency_training, distillation, lab09, lab11, lab12):
+    for module in (boot, consistency_training, distillation, improved, lab09, lab11, lab12):
         monkeypatch.setattr(module, "same_dropout", each_its_own)
 
 
@@ -76,6 +77,8 @@ OBJECTIVES = {
     },
     "ct": lambda: training(ConsistencyTraining),
     "ct, slow target": lambda: training(ConsistencyTraining, mu0=0.9),
+    "ict": lambda: ImprovedTraining(model(), total_steps=10),
+    "ect": lambda: EasyTuning(model(), total_steps=10),
     "fresh noise": lambda: training(FreshNoiseTraining),
     "averaged": lambda: AveragedTraining(
         model(), EXACT, draws=3, total_steps=10, s0=18, s1=17, mu0=0.0
@@ -148,8 +151,8 @@ def test_our_own_masks_are_the_same_in_any_layout():
 # ------------------------------------------------------------------ recipes
 
 
-FINE = {"points": 1281, "s0": 1281, "s1": 1280, "sigma_max": 80.0}
-PASSES = {"teacher": 1, "cd": 2, "ct": 2, "pd": 1, "direct": 1, "boot": 2}
+FINE = {"points": 1281, "s0": 1280, "s1": 1280, "sigma_max": 80.0, "stages": 1, "q": 4096.0}
+PASSES = {"teacher": 1, "cd": 2, "ct": 2, "ict": 2, "ect": 2, "pd": 1, "direct": 1, "boot": 2}
 
 
 def recipe(method, dropout, **changes):
@@ -212,7 +215,7 @@ def fine_losses(method, device="cpu"):
     return plain, thinned
 
 
-@pytest.mark.parametrize("method", ["cd", "ct", "boot"])
+@pytest.mark.parametrize("method", ["cd", "ct", "ict", "ect", "boot"])
 def test_dropout_leaves_the_loss_of_a_fine_grid_at_its_size(method, monkeypatch):
     plain, thinned = fine_losses(method)
     assert 0.2 * plain < thinned < 5 * plain

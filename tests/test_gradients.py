@@ -10,6 +10,7 @@ from consistency_edu.consistency import ConsistencyModel
 from consistency_edu.consistency_training import ConsistencyTraining
 from consistency_edu.data import draw_points, toy
 from consistency_edu.distillation import ConsistencyDistillation
+from consistency_edu.improved import EasyTuning, ImprovedTraining
 from consistency_edu.networks import MLP
 from consistency_edu.pf_ode import EDMDenoiser, karras_sigmas
 
@@ -29,13 +30,16 @@ def make(name):
         return ConsistencyTraining(online, total_steps=9, s0=8, s1=9, mu0=0.0), None
     if name == "ct slow":
         return ConsistencyTraining(learner(ConsistencyModel), total_steps=9, s0=8, s1=9), None
+    if name in ("ict", "ect"):
+        kind = {"ict": ImprovedTraining, "ect": EasyTuning}[name]
+        return kind(learner(ConsistencyModel), total_steps=9), None
     if name == "boot":
         return Boot(learner(SignalModel), teacher, GRID), teacher
     decay = 0.9 if name == "cd slow" else 0.0
     return ConsistencyDistillation(learner(ConsistencyModel), teacher, GRID, decay=decay), teacher
 
 
-NAMES = ["cd", "cd slow", "ct", "ct slow", "boot"]
+NAMES = ["cd", "cd slow", "ct", "ct slow", "ict", "ect", "boot"]
 
 
 class Watched(torch.nn.Module):
@@ -67,7 +71,9 @@ def test_only_the_online_network_gets_a_gradient(name, generator):
     assert all(p.grad is None for p in frozen)
 
 
-@pytest.mark.parametrize(("name", "expected"), [("cd", 1), ("ct", 1), ("boot", 2)])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("cd", 1), ("ct", 1), ("ict", 1), ("ect", 1), ("boot", 2)]
+)
 def test_goals_carry_no_gradient(name, expected, generator):
     """Of the online network's answers in one loss only those that are trained are traced."""
     objective, _ = make(name)

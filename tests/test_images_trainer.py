@@ -97,7 +97,7 @@ def test_by_steps_the_length_is_left_alone():
     assert objective.total_steps == 77
 
 
-@pytest.mark.parametrize("method", ["cd", "ct", "pd", "direct", "boot"])
+@pytest.mark.parametrize("method", ["cd", "ct", "ict", "ect", "pd", "direct", "boot"])
 def test_every_method_leaves_a_whole_run(method, teacher, tmp_path):
     folder = train_recipe(short(f"digits-{method}"), tmp_path / method, teacher=teacher)
     names = {path.name for path in folder.iterdir()}
@@ -539,7 +539,7 @@ def test_a_checkpoint_that_says_nothing_of_it_is_resumed(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def students(teacher, tmp_path_factory):
     place = tmp_path_factory.mktemp("students")
-    methods = ("cd", "ct", "pd", "direct", "boot")
+    methods = ("cd", "ct", "ict", "ect", "pd", "direct", "boot")
     return {
         m: train_recipe(short(f"digits-{m}", steps=2), place / m, teacher=teacher) for m in methods
     }
@@ -556,7 +556,8 @@ def test_only_a_teacher_can_teach(students, tmp_path, capsys):
 
 
 def test_weights_to_start_from_mean_the_same(students, teacher, tmp_path):
-    pairs = {("cd", "ct"), ("ct", "cd")} | {(m, m) for m in students}
+    alike = ("cd", "ct", "ict", "ect")
+    pairs = {(a, b) for a in alike for b in alike} | {(m, m) for m in students}
     for method, student in students.items():
         for begun in ("teacher", *students):
             options = {"teacher": teacher, "start": student}
@@ -579,7 +580,9 @@ def test_edits_need_a_student_that_jumps_from_any_level(students, teacher, tmp_p
         for task in tasks:
             status = main(["edit", str(run), *task, f"--out={tmp_path / 'y.png'}"])
             said = capsys.readouterr().err
-            fits = method in ("cd", "ct") or (task == tasks[1] and method != "teacher")
+            fits = method in ("cd", "ct", "ict", "ect") or (
+                task == tasks[1] and method != "teacher"
+            )
             assert status == (0 if fits else 2), said
             assert fits or "a consistency model" in said or "is a teacher" in said
 
@@ -734,13 +737,13 @@ def floats_of(module):
     return {value.dtype for value in values if value.is_floating_point()}
 
 
-@pytest.mark.parametrize("method", ["cd", "ct", "pd", "direct", "boot"])
+@pytest.mark.parametrize("method", ["cd", "ct", "ict", "ect", "pd", "direct", "boot"])
 def test_where_float64_is_missing_runs_go_on_in_float32(method, teacher, tmp_path, monkeypatch):
     for module in (acceleration, data, evaluation, guidance, image_loader, progressive):
         monkeypatch.setattr(module, "widest", lambda device: torch.float32)  # as on a Mac's GPU
     opened, real = [], setup.compile_objective
     monkeypatch.setattr(setup, "compile_objective", lambda *a: opened.append(a[1]) or real(*a))
-    options = {} if method == "ct" else {"teacher": teacher}
+    options = {} if method in ("ct", "ict", "ect") else {"teacher": teacher}
     folder = train_recipe(short(f"digits-{method}", steps=2), tmp_path / "run", **options)
     run = load_run(folder)
     noise = torch.randn(4, *run.shape)

@@ -9,6 +9,7 @@ from consistency_edu.consistency import ConsistencyModel
 from consistency_edu.consistency_training import ConsistencyTraining
 from consistency_edu.data import InputError, load_digits, toy, toy_batches
 from consistency_edu.distillation import ConsistencyDistillation
+from consistency_edu.improved import EasyTuning, ImprovedTraining
 from consistency_edu.networks import MLP, UNet
 from consistency_edu.pf_ode import EDMDenoiser, edm_objective, karras_sigmas
 from consistency_edu.training import train
@@ -28,12 +29,14 @@ def make(name, seed):
     if name == "boot":
         return Boot(SignalModel(MLP(width=16), sigma_max=5.0), teacher, GRID)
     model = ConsistencyModel(MLP(width=16), sigma_max=5.0)
+    if name in ("ict", "ect"):
+        return {"ict": ImprovedTraining, "ect": EasyTuning}[name](model, total_steps=STEPS)
     if name == "cd":
         return ConsistencyDistillation(model, teacher, GRID, decay=0.9)
     return ConsistencyTraining(model, total_steps=STEPS, s0=4, s1=20, mu0=0.9)
 
 
-NAMES = ["dsm", "unet with dropout", "cd", "ct", "boot"]
+NAMES = ["dsm", "unet with dropout", "cd", "ct", "ict", "ect", "boot"]
 
 
 def batches_of(name, generator):

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TAU', 'BATCH', 'PAIRS', 'FIRST', 'GUIDANCE', 'ADAM', 'SHARES', 'TITLES', 'METHODS', 'ROLES', 'ToyConfig',
            'evaluate_cloud', 'solution', 'guided_benchmark', 'ToyRun', 'Sampled', 'walk', 'record', 'label',
-           'train_teacher', 'train_cd', 'train_ct', 'train_direct', 'train_pd', 'train_boot', 'train_guided_boot',
-           'sample_once', 'sample_twice', 'sample_halved', 'sample_guided', 'Method', 'chosen_methods', 'measured_rows',
-           'draw_clouds', 'draw_cloud', 'numbers', 'joined', 'shrink', 'animate_run', 'save_run', 'check_config',
-           'start_run', 'line', 'run_toy']
+           'train_teacher', 'train_cd', 'train_ct', 'train_ict', 'train_ect', 'train_direct', 'train_pd', 'train_boot',
+           'train_guided_boot', 'sample_once', 'sample_twice', 'sample_halved', 'sample_guided', 'Method',
+           'chosen_methods', 'measured_rows', 'draw_clouds', 'draw_cloud', 'numbers', 'joined', 'shrink', 'animate_run',
+           'save_run', 'check_config', 'start_run', 'line', 'run_toy']
 
 # %% ../../nbs/lab/18_toy.ipynb #c27ad910
 import copy
@@ -32,6 +32,7 @@ from ..distillation import ConsistencyDistillation
 from .benchmarks import TOY_SIGMAS, ToyBenchmark, toy_benchmark
 from ..files import InputError, check_writable, write_json
 from ..guidance import Guided, LabelDropout
+from ..improved import EasyTuning, ImprovedTraining
 from ..metrics import energy_distance
 from ..networks import MLP
 from ..pf_ode import Counted, EDMDenoiser, edm_objective, karras_sigmas, solve_pf_ode
@@ -206,6 +207,19 @@ def train_ct(run: ToyRun, teacher: None = None) -> Fitted:
     schedule = {"total_steps": run.config.steps, "s0": 10, "s1": 80, "mu0": 0.0}
     return run.fit(ConsistencyTraining(online, **schedule), "CT", lr=3e-3)
 
+
+def train_ict(run: ToyRun, teacher: None = None) -> Fitted:
+    """Train a consistency model from scratch as iCT does: N from 11 to 81, lognormal levels."""
+    online = ConsistencyModel(MLP(), sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX)
+    objective = ImprovedTraining(online, total_steps=run.config.steps, s0=10, s1=80)
+    return run.fit(objective, "iCT", lr=3e-3)
+
+
+def train_ect(run: ToyRun, teacher: Callable) -> Fitted:
+    """Tune the learned teacher into a consistency model, in ECT's eight stages."""
+    objective = EasyTuning(run.from_teacher(ConsistencyModel), total_steps=run.config.steps)
+    return run.fit(objective, "ECT", lr=3e-3)
+
 # %% ../../nbs/lab/18_toy.ipynb #tr000016
 def train_direct(run: ToyRun, teacher: Callable) -> Fitted:
     """Distil `teacher` directly, from cached pairs of noise and its sample."""
@@ -293,6 +307,8 @@ METHODS: dict[str, Method] = {
     "cd": Method("CD", "learned", train_cd, sample_twice),
     "cd_exact": Method("CD", "exact", train_cd, sample_twice, is_default=False),
     "ct": Method("CT", None, train_ct, sample_twice),
+    "ict": Method("iCT", None, train_ict, sample_twice, is_default=False),
+    "ect": Method("ECT", "learned", train_ect, sample_twice, is_default=False),
     "direct": Method("direct", "learned", train_direct, sample_once),
     "pd": Method("PD", "learned", train_pd, sample_halved),
     "boot": Method("BOOT", "learned", train_boot, sample_once),
