@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models import squeezenet1_1
 
 from consistency_edu.data import InputError
-from consistency_edu.distances import FeatureDistance
+from consistency_edu.distances import WEIGHTS, FeatureDistance
 from consistency_edu.guidance import Guided
 from consistency_edu.images import methods
 from consistency_edu.images import perceptual as perceptual_module
@@ -169,6 +169,20 @@ def test_a_run_can_start_from_any_model_with_the_same_network(method):
     other = EDMDenoiser(build_network(recipe, (1, 2, 2)))
     with pytest.raises(InputError, match="--start"):
         build_objective(recipe, network, needs, start=other)
+
+
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        ("ict", {"s0": 3, "s1": 12, "log_mean": 0.5, "log_std": 1.5}),
+        ("ect", {"stages": 3, "q": 4.0, "denoising": 0.25, "log_mean": 0.5, "log_std": 1.5}),
+    ],
+)
+def test_improved_methods_take_their_numbers_from_the_recipe(method, own):
+    recipe, objective = objective_of(method, weight="uniform", distance="l1", **own)
+    assert {key: getattr(objective, key) for key in own} == own
+    assert objective.total_steps == recipe.steps and objective.target.slow is None
+    assert (objective.distance, objective.weight) == (distance_of(recipe), WEIGHTS["uniform"])
 
 
 def test_evaluations_are_counted():

@@ -402,7 +402,7 @@ IMPROVED_RECIPES = (
         "digits-ect", method="ect",
         about="ECT in 8 stages, to be started from a run of digits-teacher (--start).",
         data="digits", network="mlp", device="cpu",
-        batch=512, steps=4000, lr=4e-3, rate="cosine", warmup=50, optimizer="adam", ema=0.9995,
+        batch=512, steps=4000, lr=1e-3, rate="cosine", warmup=50, optimizer="adam", ema=0.9995,
         sigma_min=2e-3, sigma_max=10.0, sigma_data=0.54, middle=0.6,
         log_mean=-1.1, log_std=2.0, stages=8, q=2.0, distance="pseudo_huber", weight="inverse_gap",
     ),
