@@ -1,5 +1,6 @@
 """A make target does not install this clone into another clone's environment."""
 
+import os
 import subprocess
 
 import pytest
@@ -13,7 +14,10 @@ def make_docs(folder, home):
     python.write_text(f'#!/bin/sh\n[ "$1" = -I ] && echo "{home}" && exit\necho "$@" >&2\nexit 3\n')
     python.chmod(0o755)
     command = ["make", "docs", f"VENV={folder}"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    alone = {
+        key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))
+    }
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=alone)
 
 
 def test_another_clones_environment_is_left_alone(tmp_path):
