@@ -109,7 +109,7 @@ def draw_lognormal(
 ) -> Tensor:
     """Draw a level for each row of `like`, ln sigma ~ N(`log_mean`, `log_std`²) cut to [low, high].
 
-    Returns `[B]`.
+    Returns `[B]`.  Source: EDM and iCT draw training levels so, without the cut.
     """
     ends = torch.tensor([low, high], dtype=torch.float64).log().sub(log_mean).div(log_std)
     first, last = torch.special.ndtr(ends).tolist()

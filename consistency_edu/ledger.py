@@ -33,7 +33,8 @@ def below(left: Iterable[float], right: Iterable[float]) -> bool | None:
 def measured(claim: str, result: str, seen: bool | None, runs: int = 0, card: str = "") -> None:
     """Print `result`, which was measured of the claim called `claim`, with its verdict.
 
-    `seen`: True if the claim was seen in every run, False if its opposite was, None if neither.
+    `seen`: True if the claim was seen in every run, False if its opposite was, None if neither,
+    or if the conditions favour the winner.
     `runs`: how many independent seeds there are; 0 where none could change the result.
     `card`: the GPU that trained, empty for a processor. Raises ValueError if the line could not
     be read back.

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from tqdm.auto import tqdm
 
-from ..files import InputError, check_writable, write_json
+from ..files import InputError, check_writable, write_text
 
 FOLDER = Path("results/sweeps")
 
@@ -98,8 +98,9 @@ def write_rows(path: Path, sweep: Sweep, rows: Sequence[dict], order: Sequence[s
     keys = [*sweep.settings[0], "seed"]
     rows = sorted(rows, key=lambda row: order.index(run_key(row, keys)))
     machine = f"{platform.machine()}, torch {torch.__version__.split('+')[0]}, one thread a run"
-    content = {"about": sweep.about, "machine": machine, "rows": rows}
-    write_json(path, content)
+    head = json.dumps({"about": sweep.about, "machine": machine}, indent=1).removesuffix("\n}")
+    lines = ",\n".join(f"  {json.dumps(row, separators=(',', ':'))}" for row in rows)
+    write_text(path, f'{head},\n "rows": [\n{lines}\n ]\n}}\n')
 
 # %% ../../nbs/lab/00_sweeps.ipynb #5ee90009
 def run_sweep(sweep: Sweep, folder: str | Path = FOLDER, *, workers: int = 1) -> Path:
