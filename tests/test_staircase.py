@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("[!_]*.py"))
 # nothing to draw there
 HELPERS = {
     *("00_exercises", "00_files", "00_ledger", "00_sweeps", "00_benchmarks"),
-    *("19_cli", "90_claims"),
+    *("23_cli", "90_claims"),
 }
 # what each part of the package may import besides the modules above it in its own part
 BELOW = {"": (), "images": ("",), "experiments": ("", "images")}
@@ -182,7 +182,7 @@ def test_notebooks_are_lessons(path):
     markdown = "\n".join("".join(c["source"]) for c in cells(path) if c["cell_type"] == "markdown")
     is_lab = path.parent.name in ("lab", "images")
     assert is_lab or pictures or re.search(r"\]\((\.\./)+images/", markdown) or path.stem in HELPERS
-    is_short = is_lab or path.stem in {*HELPERS, "00_viz", "01c_image_loader", "18_toy"}
+    is_short = is_lab or path.stem in {*HELPERS, "00_viz", "01c_image_loader", "22_toy"}
     assert len(markdown.split()) >= (100 if is_short else 400)
     for prose in ("TODO", "TBD", "lorem"):
         assert prose not in markdown
