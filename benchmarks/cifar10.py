@@ -13,7 +13,9 @@ half precision too: NAME/half.safetensors); what is committed goes to --out:
 NAME/{run.json,scores.json,learning.json,metrics.jsonl,samples.png,card.md}.
 
 Scores: Fréchet distance, precision and recall of --samples samples against the training images, in
-the features of --features; students with 1 and 2 steps, teachers with their own grid.  The learning
+the features of --features, and how many of 10,000 lie nearer to a training image, or to its mirror,
+than 95 % of the held-out images do; students with 1 and 2 steps, teachers with their own grid.  The
+learning
 curve has one-step distances, of at most 10,000 samples, at each fifth of a student's run.  `--floor`
 adds the scores of held-out images.  `--device cpu` is for rehearsals.
 """
@@ -32,7 +34,14 @@ from safetensors.torch import load_file, save_file
 
 from consistency_edu.acceleration import compile_networks, set_precision
 from consistency_edu.checkpoints import load_weights, weights_of
-from consistency_edu.evaluation import evaluate_images, random_images, reference_of, tell_numbers
+from consistency_edu.evaluation import (
+    copied_share,
+    evaluate_images,
+    gather,
+    random_images,
+    reference_of,
+    tell_numbers,
+)
 from consistency_edu.features import load_features
 from consistency_edu.image_sets import load_images
 from consistency_edu.images import progress, setup, trainer
@@ -46,6 +55,7 @@ from consistency_edu.long_runs import Interrupted
 START = time.perf_counter()
 KEPT = ("run.json", "metrics.jsonl", "samples.png", "card.md")
 BATCH = 1000
+KEPT_SAMPLES = 10_000
 
 
 def say(*words):
@@ -158,17 +168,50 @@ def fast(folder, device, steps=1):
 
 
 class Judge:
-    """Scores of sets of images against the training images, whose moments are cached in `runs`."""
+    """Scores of sets of images against the training images, whose moments are cached in `runs`.
 
-    def __init__(self, features, images, runs, device):
+    `held` are images `[K, C, H, W]` of the same kind that no run has seen.
+    """
+
+    def __init__(self, features, images, runs, device, held=None):
         self.features = load_features(features, device)
-        size = min(BATCH, len(images))
-        images = images.to(device)
-        self.reference = reference_of(images, self.features, cache=runs / "reference", batch=size)
-        self.size = size
+        self.size = min(BATCH, len(images))
+        self.images, self.held, self.device = images.to(device), held, device
+        options = {"cache": runs / "reference", "batch": self.size}
+        self.reference = reference_of(self.images, self.features, **options)
+        self.clouds = None
 
-    def score(self, images):
-        return evaluate_images(images, self.reference, self.features, batch=self.size)
+    def features_of(self, images):
+        """The features of all `images`, a tensor, where the network is."""
+        found = gather(self.features, images, batch=self.size, keep=len(images))
+        return found.features.to(self.device)
+
+    def copied(self, images):
+        """The share of `images` that lie nearer to training images than nearly all new ones do."""
+        if self.clouds is None:
+            known = [self.images.images, self.images.images.flip(3)]
+            self.clouds = torch.cat(list(map(self.features_of, known))), self.features_of(self.held)
+        return copied_share(self.features_of(images), *self.clouds)
+
+    def score(self, images, nearest=False):
+        """The numbers of `images`, an iterable of batches; `nearest` adds their share of copies."""
+        some = []
+
+        def seen():
+            for part in images:
+                if nearest and sum(map(len, some)) < KEPT_SAMPLES:
+                    some.append(part)
+                yield part
+
+        row = evaluate_images(seen(), self.reference, self.features, batch=self.size)
+        if nearest:
+            found = torch.cat(some)[:KEPT_SAMPLES]
+            told = (
+                f"nearer to a training image or its mirror than 95 % of {len(self.held):,} new ones"
+            )
+            row["card"] |= {"copied": f"of {len(found):,} samples, {told}; new images: 0.05"}
+            row = row | {"copied": self.copied(found)}
+        return row
 
 
 def judge_job(name, judge, folder, args):
@@ -178,7 +221,7 @@ def judge_job(name, judge, folder, args):
     for steps in method.steps:
         if run.recipe.method == "pd" and steps == 2:  # another network takes them
             run = fast(folder, args.device, steps)
-        row = judge.score(samples_of(run, args.samples, steps, args.device))
+        row = judge.score(samples_of(run, args.samples, steps, args.device), nearest=True)
         scores[str(steps)] = row
         say(name, f"steps {steps}:", tell_numbers(row).splitlines()[0])
     write(args.out / name / "scores.json", scores)
@@ -226,13 +269,15 @@ def main():
     late(args.until)
     keep_the_fifths()
     train, judge = load_images(args.data, "train"), None
+    held = load_images(args.data, "test")
+    held = random_images(held, min(len(held), 10_000))
     setup.load_images = lambda *_, **__: train  # decoded once for all jobs
     for name, recipe, extra in jobs:
         say("training", name)
         try:
             folder = train_job(name, recipe, extra, args.runs)
             keep(folder, args.out / name)
-            judge = judge or Judge(args.features, train, args.runs, args.device)
+            judge = judge or Judge(args.features, train, args.runs, args.device, held)
             judge_job(name, judge, folder, args)
         except Interrupted as stop:
             return say(name, stop)
@@ -240,8 +285,7 @@ def main():
             say(name, "failed:")
             traceback.print_exc()
     if args.floor:
-        held_out = random_images(load_images(args.data, "test"), min(args.samples, 10_000))
-        row = judge.score(held_out)
+        row = judge.score([held[: args.samples]])
         say("held-out images:", tell_numbers(row).splitlines()[0])
         write(args.out / "floor.json", row)
 

@@ -87,9 +87,9 @@ def minutes_of(run: dict) -> float:
 
 
 def judged(row: dict) -> list[str]:
-    """Return precision, recall and the number of samples of a `row` of scores."""
-    samples = row.get("card", {}).get("samples")
-    return [*(number(row.get(key), ".3f") for key in ("precision", "recall")), number(samples, ",")]
+    """Return precision, recall, share of copies and number of samples of a `row` of scores."""
+    samples, keys = row.get("card", {}).get("samples"), ("precision", "recall", "copied")
+    return [*(number(row.get(key), ".3f") for key in keys), number(samples, ",")]
 
 
 def quality(results: Results) -> str:
@@ -104,7 +104,7 @@ def quality(results: Results) -> str:
         for steps, row in run["scores"].items():
             cells = [f"`{name}`", str(nfe_of(run, int(steps))), f"**{row['frechet']:.2f}**"]
             rows.append([*cells, number(results.ratio(name, int(steps))), *judged(row), *told])
-    head = "run,NFE,Fréchet distance,x teacher,precision,recall,samples,seed,training s,images M"
+    head = "run,NFE,Fréchet distance,x teacher,precision,recall,copied,samples,seed,training s,images M"
     return table(head, rows)
 
 

@@ -220,7 +220,7 @@ def as_diffusers(model: ConsistencyModel, size: int | None) -> nn.Module:
         return wrap_unet(network, size)
     raise InputError(
         f"a {type(model).__name__} around {type(network).__name__} cannot go out: diffusers' "
-        "pipeline holds a ConsistencyModel (cd or ct) around a UNet2DModel or our UNet."
+        "pipeline holds a ConsistencyModel (of cd or ect, say) around a UNet2DModel or our UNet."
     )
 
 # %% ../nbs/22b_bridges.ipynb #br000056

@@ -627,7 +627,7 @@ class EditConfig:
     """Edit an image with the student of a finished run: keep what is known, generate the rest."""
 
     run: tyro.conf.Positional[Path]
-    """the folder of a finished run of cd or ct, or the name of a student of the course"""
+    """the folder of a finished consistency model, or the name of a student of the course"""
     task: str
     """inpaint, colorize, superres, stroke, denoise or interpolate"""
     out: Path

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .consistency import per_sample_loss
-from .data import draw_normal, per_sample
+from .data import draw_normal, per_sample, widest
 from .distances import inverse_gap, pseudo_huber
 from .distillation import TargetNetwork, draw_interval
 from .dropout import same_dropout
@@ -93,7 +93,9 @@ class ConsistencyTraining(nn.Module):
 
     def levels(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Draw an interval of the grid for each row of `x`; return its ends, cleaner first."""
-        self._grid = self.sigmas.to(x.device)  # moved when N changes, not at every step
+        self._grid = self.sigmas.to(
+            x.device, widest(x.device)
+        )  # moved when N changes, not at every step
         low, self.last_sigma = draw_interval(self._grid, x, generator)
         return low, self.last_sigma
 

@@ -166,7 +166,7 @@ def check_editing_levels(model: nn.Module, sigmas: Tensor) -> Tensor:
     if getattr(model, "is_one_step", False):
         raise InputError(
             f"this student exists at sigma_max = {model.sigma_max:g} alone, and an edit must start "
-            "again from lower levels: take a consistency model (cd or ct)."
+            "again from lower levels: take a consistency model (of cd or ect, say)."
         )
     sigmas = check_decreasing(sigmas)
     if sigmas[0] > model.sigma_max * (1 + 1e-6) or sigmas[-1] <= model.sigma_min:

@@ -336,16 +336,21 @@ class Workers(Group):
         """What data and noise are shared by: (rank, count)."""
         return self.rank, self.count
 
-    def share(self, batch: int) -> int:
-        """Return how many rows of `batch` each worker gets; InputError if they cannot be equal."""
-        if batch % self.count:
-            low = batch - batch % self.count
-            near = f"{low} or {low + self.count}" if low else f"{self.count}"
+    def share(self, batch: int, parts: int = 1) -> int:
+        """Return how many rows of `batch` each worker computes at once, in `parts` equal parts.
+
+        InputError if the shares cannot be equal.
+        """
+        unit = self.count * parts
+        if batch % unit:
+            low = batch - batch % unit
+            near = f"{low} or {low + unit}" if low else f"{unit}"
+            told = f" in {parts} parts" if parts > 1 else ""
             raise InputError(
-                f"a batch of {batch} has no equal shares for {self.count} workers: "
+                f"a batch of {batch} has no equal shares for {self.count} workers{told}: "
                 f"use --batch {near}."
             )
-        return batch // self.count
+        return batch // unit
 
     def rows(self, batch: Tensor) -> Tensor:
         """Return this worker's rows of a whole `batch` `[B, ...]`."""

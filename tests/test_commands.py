@@ -82,7 +82,9 @@ def test_edit(kind, task, every_run, place):
     elif method in JUMPS or (task == "interpolate" and method != "teacher"):
         assert "out.png" in works(*args)
     else:
-        assert remedies.get(method, "take a consistency model (cd or ct)") in refused(*args)
+        assert remedies.get(method, "take a consistency model (of cd or ect, say)") in refused(
+            *args
+        )
     assert (place / "out.png").exists() == (command(*args)[0] == 0)
 
 

@@ -94,7 +94,8 @@ def teacher(tmp_path_factory):
 def course(recipe, folder, teacher):
     """Train `recipe` for a few steps among the workers; return losses and weights."""
     with init_distributed() as workers:
-        made = Trainer.from_recipe(recipe, folder, teacher=teacher, seed=3, workers=workers)
+        given = {"start" if recipe.method == "ect" else "teacher": teacher}
+        made = Trainer.from_recipe(recipe, folder, **given, seed=3, workers=workers)
         options = {"lr": recipe.lr, "optimizer": OPTIMIZERS[recipe.optimizer], "clip": 1.0}
         options |= {"generator": made.generator, "workers": workers, "steps": STEPS}
         losses = [state.loss for state in train(made.objective, made.batches, **options)]
@@ -123,6 +124,9 @@ def test_a_batch_without_equal_shares_is_refused(tmp_path):
     for answer in answers:
         assert answer["kind"] == "InputError"
         assert answer["error"].endswith("for 3 workers: use --batch 15 or 18.")
+    parts = dataclasses.replace(recipe, batch=32, accumulate=4)
+    (answer, *_) = together(3, lambda: train_recipe(parts, tmp_path / "run"), tmp_path)
+    assert answer["error"].endswith("for 3 workers in 4 parts: use --batch 24 or 36.")
     assert not (tmp_path / "run").exists()
     assert Workers(0, 4).share(12) == 3
     with pytest.raises(InputError, match="use --batch 4"):

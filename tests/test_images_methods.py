@@ -66,6 +66,8 @@ def objective_of(method, classes=0, **choices):
         ({"method": "pd", "points": "18"}, "a power of 2 for pd"),
         ({"points": "1"}, "at least 2"),
         ({"guidance": "2"}, "guidance needs classes"),
+        ({"accumulate": "3"}, "a batch of 128 has no 3 equal parts"),
+        ({"accumulate": "2", "compiles": "graphs"}, "give --compiles networks"),
     ],
 )
 def test_bad_changes_are_refused_with_a_remedy(changes, remedy):

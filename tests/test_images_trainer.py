@@ -56,6 +56,11 @@ def short(name, **choices):
     return dataclasses.replace(recipe, **{"pairs": 0, **choices})
 
 
+def needs(method, teacher):
+    """What train_recipe must be given for `method` besides its recipe."""
+    return {"ct": {}, "ict": {}, "ect": {"start": teacher}}.get(method, {"teacher": teacher})
+
+
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     return train_recipe(TEACHER, tmp_path_factory.mktemp("runs") / "teacher")
@@ -99,7 +104,7 @@ def test_by_steps_the_length_is_left_alone():
 
 @pytest.mark.parametrize("method", ["cd", "ct", "ict", "ect", "pd", "direct", "boot"])
 def test_every_method_leaves_a_whole_run(method, teacher, tmp_path):
-    folder = train_recipe(short(f"digits-{method}"), tmp_path / method, teacher=teacher)
+    folder = train_recipe(short(f"digits-{method}"), tmp_path / method, **needs(method, teacher))
     names = {path.name for path in folder.iterdir()}
     wanted = {"run.json", "recipe.json", "metrics.jsonl", "samples.png", "card.md"}
     assert wanted | {"model.safetensors"} <= names
@@ -170,6 +175,56 @@ def test_cached_pairs_are_made_by_a_teacher_that_is_fast_by_then(teacher, tmp_pa
     made = Trainer.from_recipe(recipe, tmp_path / "direct", teacher=teacher)
     assert order == ["prepare", 24]  # in batches of the size that was compiled
     assert len(made.objective.pairs.noise) == 40
+
+
+def test_ect_without_a_denoiser_to_start_from_learns_to_denoise_or_is_refused(teacher, tmp_path):
+    with pytest.raises(InputError, match="give a teacher's run with --start, or .* --denoising"):
+        train_recipe(short("digits-ect"), tmp_path / "ect")
+    assert not (tmp_path / "ect").exists()
+    train_recipe(short("digits-ect", denoising=0.4), tmp_path / "ect")
+
+
+@pytest.mark.parametrize("method", ["teacher", "cd", "direct"])
+def test_a_batch_in_parts_is_one_step(method, teacher, tmp_path):
+    seen, recipe = [], short(f"digits-{method}", steps=3, accumulate=4)
+    made = Trainer.from_recipe(recipe, tmp_path / "run", **needs(method, teacher))
+    made.objective.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    made.open_log()
+    assert made.fit().step == 3 and seen == [4] * 12
+    assert read_metrics(tmp_path / "run")[-1]["images_per_second"] == pytest.approx(
+        48 / made.progress.seconds, rel=0.2
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "has_units", "expected"),
+    [
+        ("cuda", "bfloat16", True, "bfloat16"),
+        ("cuda", "bfloat16", False, "float16"),
+        ("cuda", "float32", False, "float32"),
+        ("cpu", "bfloat16", False, "bfloat16"),  # of what no CPU computes in anyway
+    ],
+)
+def test_a_card_without_bfloat16_takes_float16(
+    device, precision, has_units, expected, monkeypatch, recwarn
+):
+    monkeypatch.setattr(setup, "has_bfloat16_units", lambda _: has_units)
+    recipe = setup.fit_precision(Recipe("try", precision=precision), torch.device(device))
+    assert recipe == Recipe("try", precision=expected)
+    assert ["training in float16" in str(w.message) for w in recwarn] == [True] * (
+        expected != precision
+    )
+
+
+def test_a_run_takes_the_precision_that_fits(tmp_path, monkeypatch):
+    def fit(recipe, device):
+        return dataclasses.replace(recipe, precision="float16")
+
+    monkeypatch.setattr(trainer, "fit_precision", fit)
+    recipe = short("digits-teacher", steps=1, precision="bfloat16")
+    folder = train_recipe(recipe, tmp_path / "run")
+    assert load_run(folder).recipe.precision == "float16"
+    assert train_recipe(recipe, folder, resume=True) == folder
 
 
 def test_what_cached_pairs_cost_is_told(teacher, tmp_path, monkeypatch):
@@ -541,7 +596,8 @@ def students(teacher, tmp_path_factory):
     place = tmp_path_factory.mktemp("students")
     methods = ("cd", "ct", "ict", "ect", "pd", "direct", "boot")
     return {
-        m: train_recipe(short(f"digits-{m}", steps=2), place / m, teacher=teacher) for m in methods
+        m: train_recipe(short(f"digits-{m}", steps=2), place / m, **needs(m, teacher))
+        for m in methods
     }
 
 
@@ -743,8 +799,8 @@ def test_where_float64_is_missing_runs_go_on_in_float32(method, teacher, tmp_pat
         monkeypatch.setattr(module, "widest", lambda device: torch.float32)  # as on a Mac's GPU
     opened, real = [], setup.compile_objective
     monkeypatch.setattr(setup, "compile_objective", lambda *a: opened.append(a[1]) or real(*a))
-    options = {} if method in ("ct", "ict", "ect") else {"teacher": teacher}
-    folder = train_recipe(short(f"digits-{method}", steps=2), tmp_path / "run", **options)
+    recipe = short(f"digits-{method}", steps=2)
+    folder = train_recipe(recipe, tmp_path / "run", **needs(method, teacher))
     run = load_run(folder)
     noise = torch.randn(4, *run.shape)
     assert floats_of(opened[0]) | floats_of(run.model) == {torch.float32}

@@ -25,9 +25,16 @@ def test_the_largest_batch_that_fits_is_suggested(monkeypatch):
     for most, fits in ((100, 64), (5, 4), (0, 1)):
         monkeypatch.setattr(setup, "speed_up", room_for(most))
         monkeypatch.setattr(setup, "try_out", room_for(most))
-        remedy = f"batch of 256 is too much for 'cuda': use --batch {fits}\\."
+        remedy = f"256 images at once are .* --accumulate {256 // fits} --compiles networks, or "
+        remedy += f"--batch {fits}\\."
         with pytest.raises(InputError, match=remedy):
             compile_objective(Recipe("try", batch=256), None, (1, 8, 8), torch.device("cuda"))
+    for name in ("speed_up", "try_out"):
+        monkeypatch.setattr(setup, name, room_for(100))  # a batch of 256 in four parts
+    compile_objective(Recipe("try", batch=256, accumulate=4), None, (1, 8, 8), torch.device("cuda"))
+    with pytest.raises(InputError, match="128 images .* --accumulate 4 .* or --batch 128"):
+        recipe = Recipe("try", batch=256, accumulate=2)
+        compile_objective(recipe, None, (1, 8, 8), torch.device("cuda"))
     monkeypatch.setattr(setup, "speed_up", room_for(256))
     compile_objective(Recipe("try", batch=256), None, (1, 8, 8), torch.device("cuda"))
 

@@ -281,10 +281,18 @@ CHOICES = {
     "solver": SOLVERS,
 }
 POSITIVE = ("batch", "steps", "lr", "log_std", "sigma_min", "sigma_max", "sigma_data", "enlarge")
-POSITIVE += ("last_round", "stages")
+POSITIVE += ("last_round", "stages", "accumulate")
 BELOW_1 = 1 - 1e-9
 LIMITS = {"batch": 10**6, "steps": 10**9, "minutes": 10**6, "lr": 100, "warmup": 10**9}
-LIMITS |= {"size": 4096, "enlarge": 4096, "points": 10**5, "pairs": 10**8, "s0": 10**6, "s1": 10**6}
+LIMITS |= {
+    "accumulate": 10**4,
+    "size": 4096,
+    "enlarge": 4096,
+    "points": 10**5,
+    "pairs": 10**8,
+    "s0": 10**6,
+    "s1": 10**6,
+}
 LIMITS |= {"sigma_min": 10**5, "sigma_max": 10**5, "middle": 10**5, "sigma_data": 10**4}
 LIMITS |= {"log_mean": 20, "log_std": 10, "clip": 10**6, "boundary": 10**6, "guidance": 100}
 LIMITS |= {"last_round": 100, "stages": 100, "q": 10**4, "denoising": BELOW_1}
@@ -300,6 +308,10 @@ def check_recipe(recipe: Recipe) -> Recipe:
         raise InputError("sigma_min < middle < sigma_max is needed: change the one that is off.")
     if recipe.points < 2 or (recipe.method == "pd" and recipe.points & (recipe.points - 1)):
         raise InputError(f"points is {recipe.points}: at least 2, and a power of 2 for pd.")
+    if recipe.batch % recipe.accumulate:
+        raise InputError(f"a batch of {recipe.batch} has no {recipe.accumulate} equal parts.")
+    if recipe.accumulate > 1 and recipe.compiles == "graphs":
+        raise InputError("CUDA graphs cannot accumulate: give --compiles networks.")
     if recipe.guidance != 1 and not recipe.labels:
         raise InputError("guidance needs classes: add --labels, and take a teacher with labels.")
     return recipe

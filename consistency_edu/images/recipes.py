@@ -48,6 +48,8 @@ class Recipe:
 
     batch: int = 128
     """images a step"""
+    accumulate: int = 1
+    """in how many parts, one after another, a step takes them: more for cards with less memory"""
     steps: int = 5000
     """training steps, unless minutes say how long"""
     minutes: float = 0.0
@@ -120,6 +122,11 @@ class Recipe:
     """keep the teacher's answers to a student between -1 and 1"""
     clamp_samples: bool = False
     """keep what the finished model answers between -1 and 1, after every jump; not in training"""
+
+    @property
+    def part(self) -> int:
+        """The images that are computed at once."""
+        return self.batch // self.accumulate
 
 # %% ../../nbs/images/01_recipes.ipynb #im010008
 # fmt: off

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FREE', 'OTHERS', 'load_teacher', 'load_start', 'load_in_turn', 'check_data', 'check_spread', 'make_batches',
            'describe_start', 'weights_sum', 'images_sum', 'choices_of', 'check_same', 'check_class_names', 'find_run',
-           'load_latest', 'kept_in', 'naming_what_is_left', 'Sources', 'load_sources', 'device_of', 'make_objective',
-           'compile_objective', 'fill_pairs']
+           'load_latest', 'kept_in', 'naming_what_is_left', 'Sources', 'load_sources', 'device_of', 'fit_precision',
+           'make_objective', 'compile_objective', 'fill_pairs']
 
 # %% ../../nbs/images/04_setup.ipynb #im040004
 import contextlib
@@ -39,7 +39,7 @@ from consistency_edu.images.methods import (
 )
 from .perceptual import UnregisteredDistance
 from .recipes import Recipe
-from .runs import Run, folder_of, load_run, read_json
+from .runs import Run, folder_of, has_bfloat16_units, load_run, read_json
 from ..long_runs import CheckpointManager, WorkerLost, Workers
 from ..progressive import Pairs, make_pairs
 from ..training import TrainingDiverged
@@ -71,8 +71,16 @@ def load_teacher(
 
 
 def load_start(recipe: Recipe, start: str | Path | None, device: torch.device) -> Run | None:
-    """Return the run `start` if its weights can be the first ones of `recipe`, else InputError."""
+    """Return the run `start` if its weights can be the first ones of `recipe`, else InputError.
+
+    ECT that does not denoise first must be given one.
+    """
     if start is None:
+        if recipe.method == "ect" and not recipe.denoising:
+            raise InputError(
+                f"'{recipe.name}' tunes a denoiser: give a teacher's run with --start, or let it "
+                "learn to denoise first, with --denoising 0.45, say."
+            )
         return None
     run = load_run(start, str(device))
     check_start(recipe, run.recipe.method, str(start))
@@ -131,14 +139,14 @@ def make_batches(
     """Return this worker's batches of `recipe`: rows of `images`, or blanks if none are needed."""
     workers = workers or Workers()
     if not METHODS[recipe.method].needs_data:
-        shape = (workers.share(recipe.batch), *images.shape)
+        shape = (workers.share(recipe.batch, recipe.accumulate), *images.shape)
         options = {"num_classes": len(images.classes) or 1, "device": device}
         blanks = empty_batches(shape, generator=generator, **options)
         # labels that nobody reads are drawn all the same, so that runs repeat those of old
         return blanks if recipe.labels else ((x, None) for x, _ in blanks)
     options = {"with_labels": recipe.labels, "flip": recipe.flip, "device": device}
     options["part"] = workers.part
-    return image_batches(images, recipe.batch, generator=generator, **options)
+    return image_batches(images, recipe.part, generator=generator, **options)
 
 # %% ../../nbs/images/04_setup.ipynb #im040012
 FREE = ("about", "device")  # these may differ when a run is resumed
@@ -301,7 +309,7 @@ def load_sources(
     run from whose weights it starts.  Raises InputError, the same on all `workers`.
     """
     with workers.united():
-        workers.share(check_recipe(recipe).batch)
+        workers.share(check_recipe(recipe).batch, recipe.accumulate)
         device = device_of(recipe, workers)
         teaching, first = load_teacher(recipe, teacher, device), load_start(recipe, start, device)
         if workers.rank == 0:
@@ -324,6 +332,14 @@ def device_of(recipe: Recipe, workers: Workers) -> torch.device:
         return torch.device("cuda", torch.cuda.current_device())
     return choose_device(recipe.device)
 
+
+def fit_precision(recipe: Recipe, device: torch.device) -> Recipe:
+    """Return `recipe`, in float16 (a warning says so) if `device` has no units for bfloat16."""
+    if device.type != "cuda" or recipe.precision != "bfloat16" or has_bfloat16_units(device):
+        return recipe
+    warnings.warn(f"'{device}' has no units for bfloat16: training in float16.", stacklevel=2)
+    return dataclasses.replace(recipe, precision="float16")
+
 # %% ../../nbs/images/04_setup.ipynb #im040017
 def make_objective(recipe: Recipe, sources: Sources, workers: Workers) -> nn.Module:
     """Return the objective of `recipe` on its device, and on a GPU compiled."""
@@ -333,7 +349,8 @@ def make_objective(recipe: Recipe, sources: Sources, workers: Workers) -> nn.Mod
     with workers.united():
         objective = build_objective(recipe, network, teacher, classes, start=start)
         objective = put_on(objective, sources.device)
-        share = dataclasses.replace(recipe, batch=workers.share(recipe.batch))
+        at_once = workers.share(recipe.batch, recipe.accumulate)
+        share = dataclasses.replace(recipe, batch=at_once * recipe.accumulate)
         compile_objective(share, objective, shape, sources.device)
     return objective
 
@@ -341,7 +358,7 @@ def make_objective(recipe: Recipe, sources: Sources, workers: Workers) -> nn.Mod
 def compile_objective(
     recipe: Recipe, objective: nn.Module, shape: tuple[int, int, int], device: torch.device
 ) -> None:
-    """Set precision, compile, and try one batch on a GPU; InputError if it does not fit there."""
+    """Set precision, compile, and try what is computed at once; InputError if it does not fit."""
     if device.type != "cuda":
         return
 
@@ -353,11 +370,11 @@ def compile_objective(
     distance = getattr(objective, "distance", None)
     try:
         if isinstance(distance, UnregisteredDistance):
-            distance.speed_up(batch(recipe.batch)[0], **options)
-        speed_up(objective, batch(recipe.batch), **options)
+            distance.speed_up(batch(recipe.part)[0], **options)
+        speed_up(objective, batch(recipe.part), **options)
         return
     except torch.cuda.OutOfMemoryError:
-        fits = recipe.batch // 2
+        fits = recipe.part // 2
     while fits > 1:
         torch.cuda.empty_cache()
         try:
@@ -365,7 +382,11 @@ def compile_objective(
             break
         except torch.cuda.OutOfMemoryError:
             fits //= 2
-    raise InputError(f"a batch of {recipe.batch} is too much for '{device}': use --batch {fits}.")
+    parts = recipe.accumulate * -(-recipe.part // fits)
+    raise InputError(
+        f"{recipe.part} images at once are too much for '{device}': use --accumulate {parts} "
+        f"--compiles networks, or --batch {fits * recipe.accumulate}."
+    )
 
 
 def fill_pairs(
@@ -385,7 +406,7 @@ def fill_pairs(
         rows = draw_uniform(noise.flatten(1)[:, 0], generator)
         labels = (rows * len(images.classes)).long()
     options = {"solver": objective.solver, "labels": labels, "shows": workers.rank == 0}
-    options["batch_size"] = workers.share(recipe.batch)  # as it was compiled for
+    options["batch_size"] = workers.share(recipe.batch, recipe.accumulate)  # as it was compiled for
     objective.pairs = make_pairs(objective.teacher, noise, objective.sigmas, **options)
     if workers:
         objective.pairs = Pairs(

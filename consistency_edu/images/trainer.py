@@ -33,8 +33,10 @@ from consistency_edu.images.setup import (
     Sources,
     check_class_names,
     check_same,
+    device_of,
     fill_pairs,
     find_run,
+    fit_precision,
     kept_in,
     load_latest,
     load_sources,
@@ -105,6 +107,8 @@ class Trainer:
         options = {"teacher": teacher, "start": start, "seed": seed, "workers": workers}
         sources = load_sources(recipe, folder, **options)
         images, device = sources.images, sources.device
+        if device.type == "cuda":  # of what came before; CUDA graphs take theirs as they are made
+            torch.cuda.reset_peak_memory_stats(device)
         torch.manual_seed(seed)
         generator = SharedGenerator(device, workers.part).manual_seed(seed)
         objective = make_objective(recipe, sources, workers)
@@ -159,8 +163,6 @@ class Trainer:
         recipe, self.drawn = self.recipe, int(5 * self.progress.fraction)
         with InterruptHandler() as interrupt, self.progress.bar(self.is_writer) as bar:
             self.workers.interrupt, self.workers.is_prepared = interrupt, True
-            if self.sources.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(self.sources.device)  # of what came before
             for state in train(
                 self.objective,
                 self.batches,
@@ -168,6 +170,7 @@ class Trainer:
                 lr=recipe.lr,
                 optimizer=OPTIMIZERS[recipe.optimizer],
                 rate=self.progress.rate,
+                accumulate=recipe.accumulate,
                 ema_decay=recipe.ema,
                 clip=recipe.clip or None,
                 generator=self.generator,
@@ -320,10 +323,12 @@ def train_recipe(
     another process trains this run, or if it was begun with something else; TrainingDiverged, and
     leaves the last good checkpoint; Interrupted, after a checkpoint, on SIGINT and SIGTERM.
     """
-    folder, asked = Path(folder), {"recipe": dataclasses.asdict(recipe), "seed": seed}
+    folder = Path(folder)
     checkpoints = CheckpointManager(folder / "checkpoints", keep=keep, every=save_every)
     with init_distributed(recipe.device, patience) as workers, contextlib.ExitStack() as held:
         with workers.united():
+            recipe = fit_precision(recipe, device_of(recipe, workers))
+            asked = {"recipe": dataclasses.asdict(recipe), "seed": seed}
             is_finished = find_run(folder, checkpoints, asked, resume)
             if workers.rank == 0 and not is_finished:
                 held.enter_context(hold(folder))
