@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OWN', 'FIELDS', 'FILES', 'EDITS', 'COMMANDS', 'REMEDIES', 'toy_command', 'digits_command', 'print_paths',
-           'TrainConfig', 'split_changes', 'train_command', 'helpful', 'teacher_of', 'out_of', 'SampleConfig',
+           'TrainConfig', 'split_changes', 'train_command', 'helpful', 'sources_of', 'out_of', 'SampleConfig',
            'check_sample', 'sigmas_for', 'noise_for', 'class_number', 'labels_for', 'walk', 'as_png', 'png_of',
            'sample_command', 'RecipesConfig', 'DoctorConfig', 'recipes_command', 'doctor_command', 'examine',
            'installed', 'gpus', 'SweepConfig', 'all_sweeps', 'sweep_command', 'EvaluateConfig', 'is_of_images',
@@ -50,7 +50,7 @@ from .experiments.sweeps import FOLDER, Sweep, run_sweep
 from .experiments.toy import ToyConfig, run_toy
 from .files import check_writable, write_file
 from .image_sets import DOWNLOADS
-from .images.methods import METHODS, override, sigma_grid
+from .images.methods import METHODS, needed, override, sigma_grid
 from .images.recipes import RECIPES, Recipe, describe
 from .images.runs import Run, has_bfloat16_units, load_run, pretrained_names
 from .images.trainer import train_recipe
@@ -141,12 +141,12 @@ def train_command(config: TrainConfig) -> None:
     name = check_choice("recipe", config.recipe, tuple(RECIPES))
     recipe = override(RECIPES[name], config.changes)
     out = out_of(config)
-    teacher = teacher_of(config, recipe)
+    sources = sources_of(config, recipe)
     if is_first():
         print(f"Training {name} into '{out}'.")
-    names = ("start", "seed", "resume", "keep", "save_every", "tensorboard")
+    names = ("seed", "resume", "keep", "save_every", "tensorboard")
     options = {name: getattr(config, name) for name in names}
-    folder = train_recipe(recipe, out, teacher=teacher, **options)
+    folder = train_recipe(recipe, out, **sources, **options)
     print_paths({kind: folder / f"{kind}.{end}" for kind, end in FILES.items()})
 
 # %% ../nbs/23_cli.ipynb #cl000003part1b
@@ -159,21 +159,23 @@ def helpful(args: Sequence[str]) -> type:
     return dataclasses.make_dataclass("TrainConfig", [("fields", kind, recipe)], **options)
 
 # %% ../nbs/23_cli.ipynb #cl000003part2
-def teacher_of(config: TrainConfig, recipe: Recipe) -> Path | None:
-    """Return the folder of the teacher of `recipe`: the given one, or the one beside `out`.
+def sources_of(config: TrainConfig, recipe: Recipe) -> dict[str, Path | None]:
+    """Return the folders of the teacher of `recipe` and of the run that it starts from, or None.
 
-    One that is not there, and fits, is trained first if a CPU is enough for it.
+    They are the given ones; what is needed and not given is the run beside `out`.  One that is not
+    there, and fits, is trained first if a CPU is enough for it.
     """
-    is_over = (out_of(config) / "run.json").exists()
-    if config.teacher is not None or not recipe.source or is_over:
-        return config.teacher
+    given = {"teacher": config.teacher, "start": config.start}
+    is_over, role = (out_of(config) / "run.json").exists(), needed(recipe)
+    if not role or given[role] is not None or not recipe.source or is_over:
+        return given
     own = RECIPES[check_choice("recipe", recipe.source, tuple(RECIPES))]
     beside = Path(os.path.normpath(out_of(config) / ".." / recipe.source))
     fits = (own.device, own.data, own.network) == ("cpu", recipe.data, recipe.network)
     if fits and "RANK" not in os.environ and not (beside / "run.json").exists():
         print(f"First its teacher: training {own.name} into '{beside}'.")
-        return train_recipe(own, beside, seed=config.seed, resume=True)
-    return beside if beside.exists() else None
+        train_recipe(own, beside, seed=config.seed, resume=True)
+    return given | ({role: beside} if beside.exists() else {})
 
 
 FILES = {"card": "md", "samples": "png", "metrics": "jsonl", "model": "safetensors"}

@@ -101,11 +101,14 @@ def test_train_runs_finds_its_teacher_and_resumes(tmp_path):
 def test_from_nothing_the_teacher_comes_first(tmp_path, monkeypatch, capsys):
     quick = dataclasses.replace(cli.RECIPES["digits-teacher"], steps=3)
     monkeypatch.setitem(cli.RECIPES, "digits-teacher", quick)
-    args = ["train", "digits-cd", "--steps", "3", "--out"]
-    for name, says in (("cd", True), ("other", False)):  # the second finds the teacher there
-        assert cli.main([*args, str(tmp_path / name)]) == 0
+    for method, says in (("cd", True), ("ect", False), ("pd", False)):  # it is there by then
+        args = ["train", f"digits-{method}", "--steps", "3", "--out", str(tmp_path / method)]
+        assert cli.main(args) == 0
         assert ("First its teacher" in capsys.readouterr().out) == says
-        assert (tmp_path / name / "run.json").exists()
+        told = json.loads((tmp_path / method / "run.json").read_text())
+        role = "start" if method == "ect" else "teacher"
+        assert told[role] == "digits-teacher"
+        assert told.keys() & {"start", "teacher"} == {role}
     made = json.loads((tmp_path / "digits-teacher" / "run.json").read_text())
     assert made["steps"] == 3 and made["recipe"]["method"] == "teacher"
 

@@ -325,7 +325,7 @@ def test_the_families_are_complete():
                 continue
             recipe = RECIPES[family.format(method)]
             assert recipe.method == method and recipe.about
-            needs = method in ("cd", "pd", "direct", "boot")
+            needs = method in ("cd", "ect", "pd", "direct", "boot")
             assert recipe.source == (family.format("teacher") if needs else "")
             assert (recipe.device == "cpu") == family.startswith("digits")
 

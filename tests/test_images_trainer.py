@@ -178,7 +178,9 @@ def test_cached_pairs_are_made_by_a_teacher_that_is_fast_by_then(teacher, tmp_pa
 
 
 def test_ect_without_a_denoiser_to_start_from_learns_to_denoise_or_is_refused(teacher, tmp_path):
-    with pytest.raises(InputError, match="give a teacher's run with --start, or .* --denoising"):
+    with pytest.raises(
+        InputError, match="train digits-teacher first.* --start, or add --denoising"
+    ):
         train_recipe(short("digits-ect"), tmp_path / "ect")
     assert not (tmp_path / "ect").exists()
     train_recipe(short("digits-ect", denoising=0.4), tmp_path / "ect")

@@ -21,7 +21,7 @@ from .. import viz
 from ..data import InputError, check_choice
 from .benchmarks import DigitsBenchmark, digits_benchmark
 from ..files import check_writable, write_json
-from ..images.methods import METHODS, evaluations
+from ..images.methods import METHODS, evaluations, needed
 from ..images.recipes import DIGITS_RECIPES, Recipe
 from ..images.runs import Run, load_run
 from ..images.trainer import train_recipe
@@ -68,7 +68,7 @@ def format_row(row: dict) -> str:
     )
 
 # %% ../../nbs/lab/22_digits.ipynb #sc000c08
-METHOD_NAMES = {"cd": "CD", "ct": "CT", "pd": "PD", "boot": "BOOT"}
+METHOD_NAMES = {"cd": "CD", "ct": "CT", "ict": "iCT", "ect": "ECT", "pd": "PD", "boot": "BOOT"}
 
 
 def title(recipe: Recipe, nfe: int) -> str:
@@ -102,8 +102,8 @@ def train_digits(recipe: Recipe, config: DigitsConfig) -> Path:
     steps = max(1, round(recipe.steps * config.effort))
     pairs = round(recipe.pairs * min(1.0, config.effort))
     recipe = dataclasses.replace(recipe, steps=steps, pairs=pairs)
-    teacher = runs / recipe.source if recipe.source else None
-    return train_recipe(recipe, runs / recipe.name, teacher=teacher, seed=config.seed, resume=True)
+    sources = {needed(recipe): runs / recipe.source} if recipe.source else {}
+    return train_recipe(recipe, runs / recipe.name, **sources, seed=config.seed, resume=True)
 
 
 def draw_table(pictures: dict[str, Tensor]) -> viz.plt.Figure:

@@ -7,8 +7,8 @@ __all__ = ['CONSISTENCY', 'METHODS', 'OPTIMIZERS', 'RATES', 'PRECISIONS', 'CHOIC
            'PixelMLP', 'build_network', 'make_denoiser', 'make_one_step', 'make_with_range', 'sigma_grid',
            'wrap_teacher', 'distance_of', 'teacher_objective', 'cd_objective', 'ct_objective', 'ict_objective',
            'ect_objective', 'pd_objective', 'direct_objective', 'boot_objective', 'Method', 'check_recipe',
-           'check_fields', 'override', 'build_model', 'build_objective', 'make_scaler', 'check_start', 'network_in',
-           'copy_weights', 'to_sampler', 'draw_samples', 'evaluations']
+           'check_fields', 'override', 'needed', 'build_model', 'build_objective', 'make_scaler', 'check_start',
+           'network_in', 'copy_weights', 'to_sampler', 'draw_samples', 'evaluations']
 
 # %% ../../nbs/images/02_methods.ipynb #im020004
 import dataclasses
@@ -217,6 +217,8 @@ class Method:
     starts: tuple[str, ...]
     """the methods whose weights mean the same to it"""
     needs_teacher: bool = False
+    needs_start: bool = False
+    """whether it tunes the weights of another run, unless it denoises first"""
     needs_data: bool = True
     steps: tuple[int, ...] = (1,)
     """with how many steps its finished runs are sampled"""
@@ -246,7 +248,12 @@ METHODS = {
         make_with_range(ConsistencyModel), ict_objective, CONSISTENCY, steps=(1, 2), restarts=True
     ),
     "ect": Method(
-        make_with_range(ConsistencyModel), ect_objective, CONSISTENCY, steps=(1, 2), restarts=True
+        make_with_range(ConsistencyModel),
+        ect_objective,
+        CONSISTENCY,
+        needs_start=True,
+        steps=(1, 2),
+        restarts=True,
     ),
     "pd": Method(make_denoiser, pd_objective, ("teacher", "pd"), needs_teacher=True, steps=(1, 2)),
     "direct": Method(
@@ -352,6 +359,14 @@ def override(recipe: Recipe, changes: dict[str, str]) -> Recipe:
     return check_recipe(dataclasses.replace(recipe, **values))
 
 # %% ../../nbs/images/02_methods.ipynb #im020019
+def needed(recipe: Recipe) -> str:
+    """Return what `recipe` is made from: a "teacher", a "start", or nothing."""
+    method = METHODS[recipe.method]
+    if method.needs_teacher:
+        return "teacher"
+    return "start" if method.needs_start and not recipe.denoising else ""
+
+
 def build_model(recipe: Recipe, network: nn.Module) -> nn.Module:
     """Return the model that the method of `recipe` trains around `network`."""
     return METHODS[recipe.method].model(recipe, network)

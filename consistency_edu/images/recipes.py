@@ -26,7 +26,7 @@ class Recipe:
     data: str = "digits"
     """digits, cifar10, or the path of a folder, a tar, a zip or an .npz file of images"""
     source: str = ""
-    """the recipe whose finished run is the teacher; none if empty"""
+    """the recipe whose finished run is the teacher, or (ECT) the start; none if empty"""
     network: str = "mlp"
     """mlp, or a U-Net's name: tiny, mini, small, edm"""
     device: str = "cpu"
@@ -155,6 +155,22 @@ DIGITS_RECIPES = (
         batch=512, steps=4000, lr=6e-3, rate="cosine", warmup=50, optimizer="adam", ema=0.9995,
         sigma_min=2e-3, sigma_max=10.0, sigma_data=0.54, middle=0.6,
         s0=5, s1=20, mu0=0.0, distance="pseudo_huber", weight="inverse_gap",
+    ),
+    Recipe(
+        "digits-ict", method="ict",
+        about="iCT, no teacher; N from 11 to 81.",
+        data="digits", network="mlp", device="cpu",
+        batch=512, steps=4000, lr=6e-3, rate="cosine", warmup=50, optimizer="adam", ema=0.9995,
+        sigma_min=2e-3, sigma_max=10.0, sigma_data=0.54, middle=0.6,
+        log_mean=-1.1, log_std=2.0, s0=10, s1=80, distance="pseudo_huber", weight="inverse_gap",
+    ),
+    Recipe(
+        "digits-ect", method="ect", source="digits-teacher",
+        about="ECT of the teacher's weights in 8 stages.",
+        data="digits", network="mlp", device="cpu",
+        batch=512, steps=4000, lr=1e-3, rate="cosine", warmup=50, optimizer="adam", ema=0.9995,
+        sigma_min=2e-3, sigma_max=10.0, sigma_data=0.54, middle=0.6,
+        log_mean=-1.1, log_std=2.0, stages=8, q=2.0, distance="pseudo_huber", weight="inverse_gap",
     ),
     Recipe(
         "digits-pd", method="pd", source="digits-teacher",
@@ -398,22 +414,6 @@ MINI_RECIPES = (
 # fmt: off
 IMPROVED_RECIPES = (
     Recipe(
-        "digits-ict", method="ict",
-        about="iCT, no teacher; N from 11 to 81.",
-        data="digits", network="mlp", device="cpu",
-        batch=512, steps=4000, lr=6e-3, rate="cosine", warmup=50, optimizer="adam", ema=0.9995,
-        sigma_min=2e-3, sigma_max=10.0, sigma_data=0.54, middle=0.6,
-        log_mean=-1.1, log_std=2.0, s0=10, s1=80, distance="pseudo_huber", weight="inverse_gap",
-    ),
-    Recipe(
-        "digits-ect", method="ect",
-        about="ECT in 8 stages, to be started from a run of digits-teacher (--start).",
-        data="digits", network="mlp", device="cpu",
-        batch=512, steps=4000, lr=1e-3, rate="cosine", warmup=50, optimizer="adam", ema=0.9995,
-        sigma_min=2e-3, sigma_max=10.0, sigma_data=0.54, middle=0.6,
-        log_mean=-1.1, log_std=2.0, stages=8, q=2.0, distance="pseudo_huber", weight="inverse_gap",
-    ),
-    Recipe(
         "cifar10-ict", method="ict",
         about="iCT, 410 M images: RAdam 1e-4, N from 11 to 1281, c = 0.03, dropout 0.3, "
         "EMA 0.99993, random start. Published FID 2.83 in 1 step, 2.46 in 2; a week of 8 GPUs, "
@@ -426,9 +426,9 @@ IMPROVED_RECIPES = (
         log_mean=-1.1, log_std=2.0, s0=10, s1=1280, distance="pseudo_huber", weight="inverse_gap",
     ),
     Recipe(
-        "cifar10-ect", method="ect",
-        about="ECT, 26 M images, to be started from a run of cifar10-teacher (--start): RAdam "
-        "1e-4, 8 stages, dropout 0.2, no flips, EMA 0.9999. Differs: c = 0.03 for 0. Published "
+        "cifar10-ect", method="ect", source="cifar10-teacher",
+        about="ECT of a teacher's weights, 26 M images: RAdam 1e-4, 8 stages, dropout 0.2, no "
+        "flips, EMA 0.9999. Differs: c = 0.03 for 0. Published "
         "FID 3.86 in 1 step, 2.15 in 2; 2.73 in 2 after an hour of one A100.",
         data="cifar10", flip=False, network="edm", dropout=0.2, device="cuda", precision="float16",
         compiles="networks",
@@ -446,8 +446,8 @@ IMPROVED_RECIPES = (
         log_mean=-1.1, log_std=2.0, s0=10, s1=1280, distance="pseudo_huber", weight="inverse_gap",
     ),
     Recipe(
-        "cifar10-ect-small", method="ect",
-        about="ECT, our settings for 8 minutes of a GPU, to be started from a teacher (--start).",
+        "cifar10-ect-small", method="ect", source="cifar10-teacher-small",
+        about="ECT of a teacher's weights, our settings for 8 minutes of a GPU.",
         data="cifar10", flip=True, network="small", device="cuda", precision="float16",
         compiles="graphs",
         batch=512, minutes=8, lr=3e-4, rate="cosine", warmup=200, optimizer="adam", ema=0.999,

@@ -36,6 +36,7 @@ from consistency_edu.images.methods import (
     build_objective,
     check_recipe,
     check_start,
+    needed,
 )
 from .perceptual import UnregisteredDistance
 from .recipes import Recipe
@@ -73,13 +74,13 @@ def load_teacher(
 def load_start(recipe: Recipe, start: str | Path | None, device: torch.device) -> Run | None:
     """Return the run `start` if its weights can be the first ones of `recipe`, else InputError.
 
-    ECT that does not denoise first must be given one.
+    What tunes a denoiser, as ECT does, must be given one.
     """
     if start is None:
-        if recipe.method == "ect" and not recipe.denoising:
+        if needed(recipe) == "start":
             raise InputError(
-                f"'{recipe.name}' tunes a denoiser: give a teacher's run with --start, or let it "
-                "learn to denoise first, with --denoising 0.45, say."
+                f"'{recipe.name}' tunes a denoiser: train {recipe.source or 'one'} first, and give "
+                "its folder with --start, or add --denoising 0.45, say, to begin without."
             )
         return None
     run = load_run(start, str(device))
