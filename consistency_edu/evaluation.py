@@ -229,18 +229,18 @@ def _read(file: Path) -> Gathered:
 
 # %% ../nbs/15_evaluation.ipynb #ev00031b
 class FewImages(UserWarning):
-    """There are fewer images than features, so a Fréchet distance is biased."""
+    """There are no more images than features, so a Fréchet distance is biased."""
 
 
 def bias_of(samples: int, images: int, width: int) -> str:
     """Return what `samples` against `images` do to a distance of `width` features; "" if nothing.
 
-    With fewer images than features a covariance has no full rank, on whichever side it is.
+    With no more images than features a covariance has no full rank, on whichever side it is.
     """
-    if min(samples, images) >= width:
+    if min(samples, images) > width:
         return ""
     return (
-        f"{min(samples, images):,} images are fewer than the {width:,} features: the Fréchet "
+        f"{min(samples, images):,} images are no more than the {width:,} features: the Fréchet "
         "distance is biased upwards, so compare it only with that of equal counts"
     )
 

@@ -509,7 +509,7 @@ def test_two_folders_are_compared_without_a_model(tmp_path, monkeypatch):
     status, said = command("evaluate", "a", "--reference", "b", "--features", "pixels")
     assert status == 0, said
     assert "70 images of a against 90 images of b" in said
-    assert said.count("70 images are fewer than the 192 features") == 2  # a warning, and the card
+    assert said.count("70 images are no more than the 192 features") == 2  # a warning, and the card
     assert said.count("consistency-edu: 70 images") == 1
     numbers = json.loads((tmp_path / "a-evaluation.json").read_text())
     card = numbers["rows"][0]["card"]
@@ -596,4 +596,4 @@ def test_a_run_warns_once_of_few_images(tmp_path, monkeypatch):
     words = ["-n", 100, "--steps", 1, 2, "--features", "pixels"]
     status, said = command("evaluate", "digits-cd", *words)
     assert status == 0 and said.count("consistency-edu:") == 1
-    assert said.count("100 images are fewer than the 192 features") == 4  # floor, 1 and 2 steps
+    assert said.count("100 images are no more than the 192 features") == 4  # floor, 1 and 2 steps

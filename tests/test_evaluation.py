@@ -436,18 +436,18 @@ def test_images_are_as_many_as_features(digits):
     assert "243" in refusal(lambda: evaluate_images(bad, reference, load_features("pixels")))
 
 
-@pytest.mark.parametrize("samples, images", [(11, 1348), (449, 11)])
-def test_fewer_images_than_features_are_warned_of_on_either_side(digits, samples, images):
+@pytest.mark.parametrize("samples, images", [(12, 1348), (449, 12)])
+def test_no_more_images_than_features_are_warned_of_on_either_side(digits, samples, images):
     few = ImageSet(digits[0].images[:images], name="few")
     reference = reference_of(few, Tiny(), keep=300)
-    with pytest.warns(FewImages, match="11 images are fewer than the 12 features") as seen:
+    with pytest.warns(FewImages, match="12 images are no more than the 12 features") as seen:
         row = evaluate_images(digits[1].images[:samples], reference, Tiny())
     assert len(seen) == 1
-    assert "11 images are fewer than the 12 features" in tell_numbers(row)
+    assert "12 images are no more than the 12 features" in tell_numbers(row)
 
 
-def test_as_many_images_as_features_are_enough(digits, tiny_reference, recwarn):
-    row = evaluate_images(digits[1].images[:12], tiny_reference, Tiny())
+def test_one_image_more_than_features_is_enough(digits, tiny_reference, recwarn):
+    row = evaluate_images(digits[1].images[:13], tiny_reference, Tiny())
     assert not recwarn.list and "biased" not in tell_numbers(row) and "bias" not in row["card"]
 
 
