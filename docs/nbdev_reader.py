@@ -22,10 +22,15 @@ EXPORTS = "**This notebook exports**"
 
 def directives(source: str) -> tuple[dict[str, str], str]:
     found, lines, name = {}, source.splitlines(), ""
-    while lines and (m := LINE.match(lines[0])):
-        goes_on = name and lines[0].startswith("#|  ")
-        name = name if goes_on else m[1]
-        found[name] = f"{found[name]} {lines[0][2:].strip()}" if goes_on else m[2].strip()
+    while lines:
+        line = lines[0]
+        if name and line.startswith("#|  "):  # the line before goes on
+            found[name] = f"{found[name]} {line[2:].strip()}"
+        elif m := LINE.match(line):
+            name = m[1]
+            found[name] = m[2].strip()
+        else:
+            break
         lines.pop(0)
     body = "\n".join(x for x in lines if not re.search(r"#\|\s*hide_line\s*$", x))
     return found, body.strip("\n")

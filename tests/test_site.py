@@ -51,6 +51,10 @@ def test_titles_begin_with_the_number_of_their_file(page, title, numbered):
 def test_directives_may_go_on():
     found, body = nbdev_reader.directives("#| fig-alt: Two moons,\n#|   and a net.\n#| hide\nx = 1")
     assert found == {"fig-alt": "Two moons, and a net.", "hide": ""} and body == "x = 1"
+    found, body = nbdev_reader.directives(
+        '#| fig-alt: Two\n#|   (thin) moons,\n#|   "one": up\n# | x'
+    )
+    assert found == {"fig-alt": 'Two (thin) moons, "one": up', "x": ""} and not body
 
 
 def test_figures_have_their_words():
