@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .consistency import ConsistencyModel, skip_coefficients
+from .consistency import ConsistencyModel, quarter_log, skip_coefficients
 from .data import InputError
 from .files import reason_of
 from .networks import SelfAttention, UNet
@@ -212,6 +212,7 @@ def as_diffusers(model: ConsistencyModel, size: int | None) -> nn.Module:
     """Return the network of `model` as diffusers' pipeline takes it; InputError if it cannot."""
     network = getattr(model, "network", None)
     is_skip = getattr(model, "coefficients", None) is skip_coefficients
+    is_skip = is_skip and model.c_noise is quarter_log
     if is_skip and isinstance(network, DiffusersBackbone):
         return network.unet
     if is_skip and isinstance(network, UNet):

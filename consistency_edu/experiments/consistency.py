@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'COEFFICIENTS', 'CONSISTENCY_SWEEPS', 'solved_paths', 'rays', 'parting_points', 'steepness',
-           'PathConsistency', 'PathRegression', 'edm_coefficients', 'bare_coefficients', 'make_student', 'path_answers',
+           'PathConsistency', 'PathRegression', 'bare_coefficients', 'make_student', 'path_answers',
            'spread_and_offset', 'predict_at_sigma_max', 'evaluate_student', 'run_consistency']
 
 # %% ../../nbs/lab/09_consistency.ipynb #importsexperie
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from consistency_edu.consistency import (
     ConsistencyModel,
     classify,
+    edm_coefficients,
     naive_coefficients,
     per_sample_loss,
     skip_coefficients,
@@ -151,12 +152,6 @@ class PathRegression(nn.Module):
 LOSSES = {"l2": (squared_l2, None), "pseudo-Huber": (pseudo_huber, inverse_gap)}
 
 # %% ../../nbs/lab/09_consistency.ipynb #lab09007
-def edm_coefficients(sigma: Tensor, sigma_min: float, sigma_data: float) -> tuple[Tensor, Tensor]:
-    """Return the teacher's c_skip and c_out: not 1 and 0 at `sigma_min`, here to be compared."""
-    total = sigma**2 + sigma_data**2
-    return sigma_data**2 / total, sigma * sigma_data / total.sqrt()
-
-
 def bare_coefficients(sigma: Tensor, sigma_min: float, sigma_data: float) -> tuple[Tensor, Tensor]:
     """Return 0 and 1 at every `sigma`: the network alone, without a boundary condition."""
     return torch.zeros_like(sigma), torch.ones_like(sigma)

@@ -10,6 +10,7 @@ __all__ = ['STUDENT', 'TAU', 'PAPER', 'ICT_CHOICES', 'IMPROVED_SWEEPS', 'EvenTra
 import collections
 import copy
 import functools
+from collections.abc import Callable
 from time import process_time
 
 import torch
@@ -84,16 +85,19 @@ def student_objective(setting: dict, seed: int) -> tuple[nn.Module, float]:
     return {"even": EvenTraining, "ict": ImprovedTraining}[s["method"]](online, **options), spent
 
 # %% ../../nbs/lab/17_improved.ipynb #lab17011
-def run_student(setting: dict, seed: int) -> dict:
+def run_student(
+    setting: dict, seed: int, *, make: Callable = student_objective, also: Callable | None = None
+) -> dict:
     """Train as `setting` says; return the numbers of one step and two, the seconds and `ends`.
 
     `seconds` are the processor's for the training alone, `teacher_seconds` those before it.
+    `make(setting, seed)` gives the objective and these; `also(model, bench)` more numbers.
     """
     s = STUDENT | setting
     bench = toy_benchmark(s["dataset"])
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    objective, before = student_objective(setting, seed)
+    objective, before = make(setting, seed)
     batches = toy_batches(toy(s["dataset"]), s["batch"], generator=generator)
     options = {"steps": s["steps"], "lr": s["lr"], "ema_decay": s["ema"], "generator": generator}
     options["optimizer"] = functools.partial(torch.optim.Adam, fused=True)
@@ -105,6 +109,7 @@ def run_student(setting: dict, seed: int) -> dict:
     again = sample_multistep(model, bench.noise, levels, generator=generator)
     numbers = bench.evaluate(cloud) | {"two_steps": bench.evaluate(again)["sliced_w2"]}
     numbers |= {"seconds": spent, "teacher_seconds": before}
+    numbers |= also(model, bench) if also else {}
     return {key: float(f"{value:.4g}") for key, value in numbers.items()} | {
         "ends": [round(v, 3) for v in cloud[:100].flatten().tolist()]
     }
