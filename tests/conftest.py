@@ -53,7 +53,7 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
-METHODS = ("teacher", "cd", "ct", "ict", "ect", "pd", "direct", "boot")
+METHODS = ("teacher", "cd", "ct", "ict", "ect", "scd", "sct", "pd", "direct", "boot")
 KINDS = [f"{method}{labels}" for labels in ("", "-labels") for method in METHODS]
 
 
@@ -81,7 +81,7 @@ def every_run(tmp_path_factory):
             args = ["--steps=1", "--batch=8", "--points=4", "--out", place / kind]
             args += ["--labels"] if labels else []
             args += ["--pairs=64"] if method == "direct" else []  # not 32,768 in batches of 8
-            if method == "ect":
+            if method in ("ect", "sct"):
                 args += ["--start", place / kind.replace(method, "teacher")]
             elif method not in ("teacher", "ct", "ict"):
                 args += ["--teacher", place / kind.replace(method, "teacher")]

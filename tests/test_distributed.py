@@ -94,7 +94,7 @@ def teacher(tmp_path_factory):
 def course(recipe, folder, teacher):
     """Train `recipe` for a few steps among the workers; return losses and weights."""
     with init_distributed() as workers:
-        given = {"start" if recipe.method == "ect" else "teacher": teacher}
+        given = {"start" if recipe.method in ("ect", "sct") else "teacher": teacher}
         made = Trainer.from_recipe(recipe, folder, **given, seed=3, workers=workers)
         options = {"lr": recipe.lr, "optimizer": OPTIMIZERS[recipe.optimizer], "clip": 1.0}
         options |= {"generator": made.generator, "workers": workers, "steps": STEPS}
@@ -104,7 +104,9 @@ def course(recipe, folder, teacher):
     return losses, weights
 
 
-@pytest.mark.parametrize("method", ["teacher", "cd", "ct", "ict", "ect", "boot", "direct"])
+@pytest.mark.parametrize(
+    "method", ["teacher", "cd", "ct", "ict", "ect", "scd", "sct", "boot", "direct"]
+)
 def test_two_and_three_workers_repeat_one(method, teacher, tmp_path):
     recipe = dataclasses.replace(RECIPES[f"digits-{method}"], lr=1e-3, batch=12, pairs=24)
     runs = {}

@@ -68,7 +68,16 @@ def format_row(row: dict) -> str:
     )
 
 # %% ../../nbs/lab/22_digits.ipynb #sc000c08
-METHOD_NAMES = {"cd": "CD", "ct": "CT", "ict": "iCT", "ect": "ECT", "pd": "PD", "boot": "BOOT"}
+METHOD_NAMES = {
+    "cd": "CD",
+    "ct": "CT",
+    "ict": "iCT",
+    "ect": "ECT",
+    "scd": "sCD",
+    "sct": "sCT",
+    "pd": "PD",
+    "boot": "BOOT",
+}
 
 
 def title(recipe: Recipe, nfe: int) -> str:

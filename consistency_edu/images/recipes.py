@@ -22,11 +22,11 @@ class Recipe:
     about: str = ""
     """one or two sentences: what it is, and who reports what of it"""
     method: str = "teacher"
-    """teacher, cd, ct, ict, ect, pd, direct or boot"""
+    """teacher, cd, ct, ict, ect, scd, sct, pd, direct or boot"""
     data: str = "digits"
     """digits, cifar10, or the path of a folder, a tar, a zip or an .npz file of images"""
     source: str = ""
-    """the recipe whose finished run is the teacher, or (ECT) the start; none if empty"""
+    """the recipe whose finished run is the teacher, or (ECT, sCT) the start; none if empty"""
     network: str = "mlp"
     """mlp, or a U-Net's name: tiny, mini, small, edm"""
     device: str = "cpu"
@@ -79,9 +79,9 @@ class Recipe:
     """N, points of the grid (CD, BOOT, the teacher's sampler); PD: intervals at first"""
 
     log_mean: float = -1.2
-    """teacher, iCT, ECT: mean of ln sigma"""
+    """teacher, iCT, ECT, sCD, sCT: mean of ln sigma"""
     log_std: float = 1.2
-    """teacher, iCT, ECT: standard deviation of ln sigma"""
+    """teacher, iCT, ECT, sCD, sCT: standard deviation of ln sigma"""
     copy_teacher: bool = True
     """start the student from the teacher's weights"""
     distance: str = "pseudo_huber"
@@ -112,6 +112,10 @@ class Recipe:
     """ECT: by how much it does each time"""
     denoising: float = 0.0
     """ECT: share of the run in which all goals are the data, for a start from random weights"""
+    tangent_warmup: int = 1000
+    """sCD, sCT: steps in which the network's derivative comes into the tangent"""
+    tangent_norm: float = 0.1
+    """sCD, sCT: a tangent is divided by its length plus this; 0: not"""
     pairs: int = 0
     """direct: number of cached pairs; 0: fresh ones in each batch"""
     boundary: float = 1.0
@@ -171,6 +175,22 @@ DIGITS_RECIPES = (
         batch=512, steps=4000, lr=1e-3, rate="cosine", warmup=50, optimizer="adam", ema=0.9995,
         sigma_min=2e-3, sigma_max=10.0, sigma_data=0.54, middle=0.6,
         log_mean=-1.1, log_std=2.0, stages=8, q=2.0, distance="pseudo_huber", weight="inverse_gap",
+    ),
+    Recipe(
+        "digits-scd", method="scd", source="digits-teacher",
+        about="sCD: consistency distillation without a grid of levels.",
+        data="digits", network="mlp", device="cpu",
+        batch=256, steps=4000, lr=1e-3, rate="cosine", warmup=50, optimizer="adam", ema=0.999,
+        sigma_min=2e-3, sigma_max=10.0, sigma_data=0.54, middle=0.6,
+        log_mean=-1.0, log_std=1.4, tangent_warmup=1000, tangent_norm=0.1,
+    ),
+    Recipe(
+        "digits-sct", method="sct", source="digits-teacher",
+        about="sCT of the teacher's weights: consistency training without a grid of levels.",
+        data="digits", network="mlp", device="cpu",
+        batch=512, steps=4000, lr=1e-3, rate="cosine", warmup=50, optimizer="adam", ema=0.9995,
+        sigma_min=2e-3, sigma_max=10.0, sigma_data=0.54, middle=0.6,
+        log_mean=-1.0, log_std=1.4, tangent_warmup=1000, tangent_norm=0.1,
     ),
     Recipe(
         "digits-pd", method="pd", source="digits-teacher",
@@ -453,6 +473,24 @@ IMPROVED_RECIPES = (
         batch=512, minutes=8, lr=3e-4, rate="cosine", warmup=200, optimizer="adam", ema=0.999,
         sigma_min=2e-3, sigma_max=80.0, sigma_data=0.5, middle=0.8,
         log_mean=-1.1, log_std=2.0, stages=8, q=2.0, distance="pseudo_huber", weight="inverse_gap",
+    ),
+    Recipe(
+        "cifar10-scd-small", method="scd", source="cifar10-teacher-small",
+        about="sCD, our settings for 5 minutes of a GPU.",
+        data="cifar10", flip=True, network="small", device="cuda", precision="float16",
+        compiles="networks",
+        batch=512, minutes=5, lr=3e-4, rate="cosine", warmup=200, optimizer="adam", ema=0.999,
+        sigma_min=2e-3, sigma_max=80.0, sigma_data=0.5, middle=0.982,
+        log_mean=-1.0, log_std=1.4, tangent_warmup=500, tangent_norm=0.1,
+    ),
+    Recipe(
+        "cifar10-sct-small", method="sct", source="cifar10-teacher-small",
+        about="sCT of a teacher's weights, our settings for 5 minutes of a GPU.",
+        data="cifar10", flip=True, network="small", device="cuda", precision="float16",
+        compiles="networks",
+        batch=512, minutes=5, lr=3e-4, rate="cosine", warmup=200, optimizer="adam", ema=0.999,
+        sigma_min=2e-3, sigma_max=80.0, sigma_data=0.5, middle=0.982,
+        log_mean=-1.0, log_std=1.4, tangent_warmup=500, tangent_norm=0.1,
     ),
 )
 # fmt: on
