@@ -8,7 +8,7 @@ from test_distributed import together
 from test_networks import awake
 from torch import nn
 
-from consistency_edu import boot, consistency_training, distillation, improved, networks
+from consistency_edu import boot, consistency_training, distillation, improved, meanflow, networks
 from consistency_edu.acceleration import speed_up
 from consistency_edu.boot import Boot, SignalModel
 from consistency_edu.consistency import ConsistencyModel
@@ -25,6 +25,7 @@ from consistency_edu.experiments.distillation import FLOWS
 from consistency_edu.images.methods import METHODS, build_network, build_objective
 from consistency_edu.images.recipes import Recipe
 from consistency_edu.improved import EasyTuning, ImprovedTraining
+from consistency_edu.meanflow import MeanFlow, MeanFlowModel
 from consistency_edu.networks import UNet
 from consistency_edu.pf_ode import EDMDenoiser, karras_sigmas
 from consistency_edu.score import ExactDenoiser
@@ -41,7 +42,8 @@ def each_its_own(*passes):
 
 
 def break_sharing(monkeypatch):
-    for module in (boot, consistency_training, distillation, improved, lab09, lab11, lab12):
+    concepts = boot, consistency_training, distillation, improved, meanflow
+    for module in (*concepts, lab09, lab11, lab12):
         monkeypatch.setattr(module, "same_dropout", each_its_own)
 
 
@@ -52,7 +54,7 @@ class Thinned(nn.Module):
         super().__init__()
         self.scale, self.drop = nn.Parameter(torch.ones(())), nn.Dropout(0.5)
 
-    def forward(self, x, c_noise, labels=None):
+    def forward(self, x, c_noise, labels=None, gap=None):
         mask = self.drop(torch.ones_like(x))
         if self.training:
             SEEN.append(mask)
@@ -79,6 +81,7 @@ OBJECTIVES = {
     "ct, slow target": lambda: training(ConsistencyTraining, mu0=0.9),
     "ict": lambda: ImprovedTraining(model(), total_steps=10),
     "ect": lambda: EasyTuning(model(), total_steps=10),
+    "imf": lambda: MeanFlow(model(MeanFlowModel), use_own_tangent=True),
     "fresh noise": lambda: training(FreshNoiseTraining),
     "averaged": lambda: AveragedTraining(
         model(), EXACT, draws=3, total_steps=10, s0=18, s1=17, mu0=0.0

@@ -11,6 +11,7 @@ from consistency_edu.consistency_training import ConsistencyTraining
 from consistency_edu.data import draw_points, toy
 from consistency_edu.distillation import ConsistencyDistillation
 from consistency_edu.improved import EasyTuning, ImprovedTraining
+from consistency_edu.meanflow import MeanFlow, MeanFlowModel
 from consistency_edu.networks import MLP
 from consistency_edu.pf_ode import EDMDenoiser, karras_sigmas
 
@@ -33,6 +34,10 @@ def make(name):
     if name in ("ict", "ect"):
         kind = {"ict": ImprovedTraining, "ect": EasyTuning}[name]
         return kind(learner(ConsistencyModel), total_steps=9), None
+    if name in ("meanflow", "imf", "meanflow taught"):
+        online = MeanFlowModel(MLP(use_gap=True), sigma_max=5.0)
+        its = teacher if "taught" in name else None
+        return MeanFlow(online, its, use_own_tangent=name == "imf"), its
     if name == "boot":
         return Boot(learner(SignalModel), teacher, GRID), teacher
     decay = 0.9 if name == "cd slow" else 0.0
@@ -40,6 +45,7 @@ def make(name):
 
 
 NAMES = ["cd", "cd slow", "ct", "ct slow", "ict", "ect", "boot"]
+NAMES += ["meanflow", "imf", "meanflow taught"]
 
 
 class Watched(torch.nn.Module):
@@ -86,7 +92,7 @@ def test_goals_carry_no_gradient(name, expected, generator):
     assert watched.__dict__["traced"] == expected
 
 
-@pytest.mark.parametrize("name", ["cd", "boot"])
+@pytest.mark.parametrize("name", ["cd", "boot", "meanflow taught"])
 def test_the_teacher_is_asked_without_a_graph(name, generator):
     objective, teacher = make(name)
     traced = []

@@ -16,6 +16,7 @@ from consistency_edu.networks import (
     UNETS,
     Context,
     Conv,
+    GapEmbedding,
     GroupNorm,
     LabelEmbedding,
     NoiseEmbedding,
@@ -179,6 +180,79 @@ def test_gradients_reach_the_float32_weights_of_a_rounded_unet():
     network = awake(UNet(width=8, precision=torch.bfloat16))
     network(torch.randn(4, 1, 8, 8), torch.zeros(4)).square().sum().backward()
     assert all(p.grad.dtype == torch.float32 and p.grad.norm() > 0 for p in network.parameters())
+
+
+# ------------------------------------------------------------------ two levels
+
+
+TWO_TIME = {
+    "mlp": (lambda **options: MLP(num_classes=2, **options), (6, 2)),
+    "unet": (lambda **options: UNet(width=8, num_classes=2, **options), (6, 1, 8, 8)),
+}
+
+
+def built(name, **options):
+    """A network of the table from one seed, its inputs, and labels."""
+    make, shape = TWO_TIME[name]
+    torch.manual_seed(0)
+    network = make(**options)
+    x, c = torch.randn(shape), torch.linspace(-1, 1, 6)
+    return network, (x, c, torch.tensor([0, 1, 2, 0, 1, 2]))
+
+
+@pytest.mark.parametrize("name", TWO_TIME)
+def test_without_a_gap_nothing_is_added(name):
+    plain, inputs = built(name)
+    off, _ = built(name, use_gap=False)
+    assert list(plain.state_dict()) == list(off.state_dict())
+    assert not [key for key in plain.state_dict() if "gap" in key]
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), off.parameters()))
+    with pytest.raises(InputError, match="use_gap=True"):
+        plain(*inputs, torch.zeros(6))
+    with pytest.raises(InputError, match="use_gap=True"):
+        plain(*inputs, gap=torch.zeros(6))
+
+
+@pytest.mark.parametrize("name", TWO_TIME)
+def test_a_fresh_gap_changes_nothing_and_a_trained_one_is_heard(name):
+    plain, inputs = built(name)
+    told, _ = built(name, use_gap=True)
+    awake(plain), awake(told)  # the gap's weights are drawn last, so the others are the same
+    missing, unexpected = told.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected and missing and all("embed_gap" in key for key in missing)
+    extra = sum(p.numel() for p in told.parameters()) - sum(p.numel() for p in plain.parameters())
+    assert extra == 32 * 32
+    (mix,) = (part.mix for part in told.modules() if isinstance(part, GapEmbedding))
+    gap, before = torch.linspace(0, 1, 6), mix.weight.data.clone()
+    mix.weight.data.zero_()  # as it starts
+    assert torch.equal(told(*inputs, gap), plain(*inputs))
+    mix.weight.data.copy_(before)
+    heard = told(*inputs, gap)
+    assert not torch.allclose(heard, told(*inputs), atol=1e-4)
+    assert torch.equal(told(*inputs), told(*inputs, gap=torch.zeros(6)))
+    assert not torch.allclose(heard, told(*inputs, gap.flip(0)), atol=1e-4)
+    x, c, labels = inputs
+    alone = told(x[2:3], c[2:3], labels[2:3], gap[2:3])
+    assert torch.allclose(heard[2:3], alone, atol=1e-5)
+    with pytest.raises(InputError, match="the gap"):
+        told(*inputs, torch.zeros(5))
+
+
+@pytest.mark.parametrize("name", TWO_TIME)
+def test_a_fresh_network_answers_alike_whatever_the_gap(name):
+    network, inputs = built(name, use_gap=True)
+    for key, p in network.named_parameters():
+        p.data += 0.1 * torch.ones_like(p) if "gap" not in key else 0
+    assert torch.equal(network(*inputs, torch.linspace(0, 1, 6)), network(*inputs))
+
+
+def test_gaps_are_embedded_like_noise_and_with_its_frequencies():
+    context = Context(8, embedding=16, frequencies=(0.5, 3.0), use_gap=True)
+    assert torch.equal(context.embed_gap.embed.frequencies, context.embed.frequencies)
+    torch.nn.init.normal_(context.embed_gap.mix.weight)
+    levels, gap = torch.tensor([0.1, 0.2]), torch.tensor([0.3, 0.0])
+    hidden = context.embed(levels) + context.embed_gap.mix(context.embed(gap))
+    assert torch.allclose(context(levels, None, gap), context.mix(hidden))
 
 
 # ------------------------------------------------------------------ dropout

@@ -10,6 +10,7 @@ from consistency_edu.consistency_training import ConsistencyTraining
 from consistency_edu.data import InputError, load_digits, toy, toy_batches
 from consistency_edu.distillation import ConsistencyDistillation
 from consistency_edu.improved import EasyTuning, ImprovedTraining
+from consistency_edu.meanflow import MeanFlow, MeanFlowModel
 from consistency_edu.networks import MLP, UNet
 from consistency_edu.pf_ode import EDMDenoiser, edm_objective, karras_sigmas
 from consistency_edu.training import train
@@ -28,6 +29,14 @@ def make(name, seed):
         return edm_objective(EDMDenoiser(UNet(width=8, dropout=0.3, num_classes=10)))
     if name == "boot":
         return Boot(SignalModel(MLP(width=16), sigma_max=5.0), teacher, GRID)
+    if name in ("meanflow", "imf"):
+        online = MeanFlowModel(MLP(width=16, use_gap=True), sigma_max=5.0)
+        return MeanFlow(online, use_own_tangent=name == "imf")
+    if name == "meanflow with a teacher":
+        return MeanFlow(MeanFlowModel(MLP(width=16, use_gap=True), sigma_max=5.0), teacher)
+    if name == "meanflow, unet with dropout":
+        network = UNet(width=8, dropout=0.3, num_classes=10, use_gap=True)
+        return MeanFlow(MeanFlowModel(network), use_own_tangent=True)
     model = ConsistencyModel(MLP(width=16), sigma_max=5.0)
     if name in ("ict", "ect"):
         return {"ict": ImprovedTraining, "ect": EasyTuning}[name](model, total_steps=STEPS)
@@ -37,6 +46,7 @@ def make(name, seed):
 
 
 NAMES = ["dsm", "unet with dropout", "cd", "ct", "ict", "ect", "boot"]
+NAMES += ["meanflow", "imf", "meanflow with a teacher", "meanflow, unet with dropout"]
 
 
 def batches_of(name, generator):
