@@ -53,7 +53,7 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
-METHODS = ("teacher", "cd", "ct", "ict", "ect", "scd", "sct", "pd", "direct", "boot")
+METHODS = ("teacher", "cd", "ct", "ict", "ect", "scd", "sct", "meanflow", "pd", "direct", "boot")
 KINDS = [f"{method}{labels}" for labels in ("", "-labels") for method in METHODS]
 
 
@@ -83,7 +83,7 @@ def every_run(tmp_path_factory):
             args += ["--pairs=64"] if method == "direct" else []  # not 32,768 in batches of 8
             if method in ("ect", "sct"):
                 args += ["--start", place / kind.replace(method, "teacher")]
-            elif method not in ("teacher", "ct", "ict"):
+            elif method not in ("teacher", "ct", "ict", "meanflow"):
                 args += ["--teacher", place / kind.replace(method, "teacher")]
             status, said = command("train", f"digits-{method}", *args)
             assert status == 0, said

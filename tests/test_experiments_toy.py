@@ -53,13 +53,21 @@ def test_every_method_has_its_rows(rows):
     kinds = [(row["method"], row["teacher"], row["nfe"]) for row in rows]
     students = [("direct", "learned", 1), ("pd", "learned", 2), ("pd", "learned", 1)]
     assert set(students + [("boot", "learned", 1), ("boot", "guided", 1)]) <= set(kinds)
-    assert len(kinds) == len(set(kinds)) == 21
-    assert len({label(row) for row in rows}) == 21
+    assert len(kinds) == len(set(kinds)) == 23
+    assert len({label(row) for row in rows}) == 23
 
 
 def test_only_walks_and_jumps_are_paired(rows):
     for row in rows:
-        restarts = row["nfe"] == 2 and row["method"] in ("cd", "ct", "ict", "ect", "scd", "sct")
+        restarts = row["nfe"] == 2 and row["method"] in (
+            "cd",
+            "ct",
+            "ict",
+            "ect",
+            "scd",
+            "sct",
+            "meanflow",
+        )
         assert (row["paired_error"] is None) == restarts, row
 
 
@@ -97,7 +105,15 @@ def test_methods_are_chosen_by_name_in_the_tables_order():
     assert chosen("boot", "cd", "boot") == ["cd", "boot"] and chosen() == []
     assert chosen("all") == chosen("all", "cd") == list(METHODS)
     short = chosen_methods(ToyConfig())
-    assert set(METHODS) - set(short) == {"cd_exact", "ict", "ect", "scd", "sct", "boot_guided"}
+    assert set(METHODS) - set(short) == {
+        "cd_exact",
+        "ict",
+        "ect",
+        "scd",
+        "sct",
+        "meanflow",
+        "boot_guided",
+    }
     assert set(chosen("default", "cd_exact")) == {*short, "cd_exact"}
 
 

@@ -59,7 +59,7 @@ def short(name, **choices):
 def needs(method, teacher):
     """What train_recipe must be given for `method` besides its recipe."""
     start = {"start": teacher}
-    given = {"ct": {}, "ict": {}, "ect": start, "sct": start}
+    given = {"ct": {}, "ict": {}, "meanflow": {}, "ect": start, "sct": start}
     return given.get(method, {"teacher": teacher})
 
 
@@ -104,7 +104,9 @@ def test_by_steps_the_length_is_left_alone():
     assert objective.total_steps == 77
 
 
-@pytest.mark.parametrize("method", ["cd", "ct", "ict", "ect", "scd", "sct", "pd", "direct", "boot"])
+@pytest.mark.parametrize(
+    "method", ["cd", "ct", "ict", "ect", "scd", "sct", "meanflow", "pd", "direct", "boot"]
+)
 def test_every_method_leaves_a_whole_run(method, teacher, tmp_path):
     folder = train_recipe(short(f"digits-{method}"), tmp_path / method, **needs(method, teacher))
     names = {path.name for path in folder.iterdir()}
@@ -598,7 +600,7 @@ def test_a_checkpoint_that_says_nothing_of_it_is_resumed(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def students(teacher, tmp_path_factory):
     place = tmp_path_factory.mktemp("students")
-    methods = ("cd", "ct", "ict", "ect", "scd", "sct", "pd", "direct", "boot")
+    methods = ("cd", "ct", "ict", "ect", "scd", "sct", "meanflow", "pd", "direct", "boot")
     return {
         m: train_recipe(short(f"digits-{m}", steps=2), place / m, **needs(m, teacher))
         for m in methods
@@ -640,7 +642,7 @@ def test_edits_need_a_student_that_jumps_from_any_level(students, teacher, tmp_p
         for task in tasks:
             status = main(["edit", str(run), *task, f"--out={tmp_path / 'y.png'}"])
             said = capsys.readouterr().err
-            fits = method in ("cd", "ct", "ict", "ect", "scd", "sct") or (
+            fits = method in ("cd", "ct", "ict", "ect", "scd", "sct", "meanflow") or (
                 task == tasks[1] and method != "teacher"
             )
             assert status == (0 if fits else 2), said
@@ -797,7 +799,9 @@ def floats_of(module):
     return {value.dtype for value in values if value.is_floating_point()}
 
 
-@pytest.mark.parametrize("method", ["cd", "ct", "ict", "ect", "scd", "sct", "pd", "direct", "boot"])
+@pytest.mark.parametrize(
+    "method", ["cd", "ct", "ict", "ect", "scd", "sct", "meanflow", "pd", "direct", "boot"]
+)
 def test_where_float64_is_missing_runs_go_on_in_float32(method, teacher, tmp_path, monkeypatch):
     for module in (acceleration, data, evaluation, guidance, image_loader, progressive):
         monkeypatch.setattr(module, "widest", lambda device: torch.float32)  # as on a Mac's GPU

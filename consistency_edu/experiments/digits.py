@@ -75,6 +75,7 @@ METHOD_NAMES = {
     "ect": "ECT",
     "scd": "sCD",
     "sct": "sCT",
+    "meanflow": "MeanFlow",
     "pd": "PD",
     "boot": "BOOT",
 }

@@ -6,9 +6,10 @@
 __all__ = ['TAU', 'BATCH', 'PAIRS', 'FIRST', 'GUIDANCE', 'ADAM', 'SHARES', 'TITLES', 'train_scd', 'train_sct', 'METHODS', 'ROLES',
            'ToyConfig', 'evaluate_cloud', 'solution', 'guided_benchmark', 'ToyRun', 'Sampled', 'walk', 'record',
            'label', 'train_teacher', 'train_cd', 'train_ct', 'train_ict', 'train_ect', 'train_continuous',
-           'train_direct', 'train_pd', 'train_boot', 'train_guided_boot', 'sample_once', 'sample_twice',
-           'sample_halved', 'sample_guided', 'Method', 'chosen_methods', 'measured_rows', 'draw_clouds', 'draw_cloud',
-           'numbers', 'joined', 'shrink', 'animate_run', 'save_run', 'check_config', 'start_run', 'line', 'run_toy']
+           'train_meanflow', 'train_direct', 'train_pd', 'train_boot', 'train_guided_boot', 'sample_once',
+           'sample_twice', 'sample_halved', 'sample_guided', 'Method', 'chosen_methods', 'measured_rows', 'draw_clouds',
+           'draw_cloud', 'numbers', 'joined', 'shrink', 'animate_run', 'save_run', 'check_config', 'start_run', 'line',
+           'run_toy']
 
 # %% ../../nbs/lab/22_toy.ipynb #c27ad910
 import copy
@@ -33,6 +34,7 @@ from .benchmarks import TOY_SIGMAS, ToyBenchmark, toy_benchmark
 from ..files import InputError, check_writable, write_json
 from ..guidance import Guided, LabelDropout
 from ..improved import EasyTuning, ImprovedTraining
+from ..meanflow import MeanFlow, MeanFlowModel
 from ..metrics import energy_distance
 from ..networks import MLP
 from ..pf_ode import Counted, EDMDenoiser, edm_objective, karras_sigmas, solve_pf_ode
@@ -233,6 +235,12 @@ def train_continuous(run: ToyRun, teacher: Callable, *, is_taught: bool, c: floa
 train_scd = functools.partial(train_continuous, is_taught=True, c=0.1)
 train_sct = functools.partial(train_continuous, is_taught=False, c=None)
 
+
+def train_meanflow(run: ToyRun, teacher: None = None) -> Fitted:
+    """Train an average velocity from scratch (MeanFlow)."""
+    online = MeanFlowModel(MLP(use_gap=True), sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX)
+    return run.fit(MeanFlow(online), "MeanFlow", lr=3e-3)
+
 # %% ../../nbs/lab/22_toy.ipynb #tr000016
 def train_direct(run: ToyRun, teacher: Callable) -> Fitted:
     """Distil `teacher` directly, from cached pairs of noise and its sample."""
@@ -324,6 +332,7 @@ METHODS: dict[str, Method] = {
     "ect": Method("ECT", "learned", train_ect, sample_twice, is_default=False),
     "scd": Method("sCD", "learned", train_scd, sample_twice, is_default=False),
     "sct": Method("sCT", "learned", train_sct, sample_twice, is_default=False),
+    "meanflow": Method("MeanFlow", None, train_meanflow, sample_twice, is_default=False),
     "direct": Method("direct", "learned", train_direct, sample_once),
     "pd": Method("PD", "learned", train_pd, sample_halved),
     "boot": Method("BOOT", "learned", train_boot, sample_once),

@@ -6,10 +6,10 @@
 __all__ = ['trig_model', 'CONSISTENCY', 'METHODS', 'OPTIMIZERS', 'RATES', 'PRECISIONS', 'CHOICES', 'POSITIVE', 'BELOW_1',
            'LIMITS', 'WORDS', 'PixelMLP', 'build_network', 'make_denoiser', 'make_one_step', 'make_with_range',
            'sigma_grid', 'wrap_teacher', 'distance_of', 'teacher_objective', 'cd_objective', 'ct_objective',
-           'ict_objective', 'ect_objective', 'continuous_objective', 'pd_objective', 'direct_objective',
-           'boot_objective', 'Method', 'check_recipe', 'check_fields', 'override', 'needed', 'build_model',
-           'build_objective', 'make_scaler', 'check_start', 'network_in', 'copy_weights', 'to_sampler', 'draw_samples',
-           'evaluations']
+           'ict_objective', 'ect_objective', 'continuous_objective', 'meanflow_objective', 'pd_objective',
+           'direct_objective', 'boot_objective', 'Method', 'check_recipe', 'check_fields', 'override', 'needed',
+           'build_model', 'build_objective', 'make_scaler', 'check_start', 'network_in', 'copy_weights', 'to_sampler',
+           'draw_samples', 'evaluations']
 
 # %% ../../nbs/images/02_methods.ipynb #im020004
 import dataclasses
@@ -32,6 +32,7 @@ from ..guidance import Guided, LabelDropout
 from .perceptual import perceptual_distance
 from .recipes import Recipe
 from ..improved import EasyTuning, ImprovedTraining
+from ..meanflow import MeanFlow, MeanFlowModel
 from ..networks import MLP, UNETS, UNet, named_unet
 from consistency_edu.pf_ode import (
     SOLVERS,
@@ -47,7 +48,7 @@ from ..trigflow import ContinuousConsistency
 
 # %% ../../nbs/images/02_methods.ipynb #ir000011
 class PixelMLP(nn.Module):
-    """An MLP over all pixels of small images: `(x [B, C, H, W], c_noise [B], labels) -> x's shape`.
+    """An MLP over all pixels of small images: `(x [B, C, H, W], c_noise, labels, gap) -> like x`.
 
     `shape` is (C, H, W); `options` are those of MLP.
     """
@@ -57,11 +58,17 @@ class PixelMLP(nn.Module):
         self.shape = tuple(shape)
         self.mlp = MLP(torch.Size(shape).numel(), **options)
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        labels: Tensor | None = None,
+        gap: Tensor | None = None,
+    ) -> Tensor:
         """Return the network's raw output, with the shape of `x`."""
         if x.shape[1:] != self.shape:
             raise InputError(f"this network takes images {self.shape}, not {tuple(x.shape[1:])}.")
-        return self.mlp(x.flatten(1), c_noise, labels).reshape(x.shape)
+        return self.mlp(x.flatten(1), c_noise, labels, gap).reshape(x.shape)
 
 
 def build_network(recipe: Recipe, shape: tuple[int, int, int], classes: int = 0) -> nn.Module:
@@ -70,6 +77,7 @@ def build_network(recipe: Recipe, shape: tuple[int, int, int], classes: int = 0)
     `classes` counts only if the recipe has labels.
     """
     options = {"num_classes": classes if recipe.labels else 0}
+    options |= {"use_gap": True} if recipe.method == "meanflow" else {}
     if recipe.network == "mlp":
         return PixelMLP(shape, width=256, depth=4, **options)
     return named_unet(recipe.network, shape[0], dropout=recipe.dropout, **options)
@@ -188,6 +196,12 @@ def continuous_objective(
         warmup=recipe.tangent_warmup,
     )
 
+
+def meanflow_objective(recipe: Recipe, online: nn.Module, teacher: None, classes: int) -> nn.Module:
+    """Return MeanFlow from the data."""
+    law = {"log_mean": recipe.log_mean, "log_std": recipe.log_std}
+    return MeanFlow(online, power=recipe.power, **law)
+
 # %% ../../nbs/images/02_methods.ipynb #im020012
 def pd_objective(recipe: Recipe, online: nn.Module, teacher: nn.Module, classes: int) -> nn.Module:
     """Return all rounds of progressive distillation."""
@@ -291,6 +305,13 @@ METHODS = {
         steps=(1, 2),
         restarts=True,
     ),
+    "meanflow": Method(
+        make_with_range(MeanFlowModel),
+        meanflow_objective,
+        ("meanflow",),
+        steps=(1, 2),
+        restarts=True,
+    ),
     "pd": Method(make_denoiser, pd_objective, ("teacher", "pd"), needs_teacher=True, steps=(1, 2)),
     "direct": Method(
         make_one_step,
@@ -341,6 +362,7 @@ LIMITS |= {"log_mean": 20, "log_std": 10, "clip": 10**6, "boundary": 10**6, "gui
 LIMITS |= {
     "tangent_warmup": 10**9,
     "tangent_norm": 10**6,
+    "power": 2,
     "last_round": 100,
     "stages": 100,
     "q": 10**4,

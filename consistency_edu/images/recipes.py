@@ -22,7 +22,7 @@ class Recipe:
     about: str = ""
     """one or two sentences: what it is, and who reports what of it"""
     method: str = "teacher"
-    """teacher, cd, ct, ict, ect, scd, sct, pd, direct or boot"""
+    """teacher, cd, ct, ict, ect, scd, sct, meanflow, pd, direct or boot"""
     data: str = "digits"
     """digits, cifar10, or the path of a folder, a tar, a zip or an .npz file of images"""
     source: str = ""
@@ -79,9 +79,9 @@ class Recipe:
     """N, points of the grid (CD, BOOT, the teacher's sampler); PD: intervals at first"""
 
     log_mean: float = -1.2
-    """teacher, iCT, ECT, sCD, sCT: mean of ln sigma"""
+    """teacher, iCT, ECT, sCD, sCT, MeanFlow: mean of ln sigma"""
     log_std: float = 1.2
-    """teacher, iCT, ECT, sCD, sCT: standard deviation of ln sigma"""
+    """teacher, iCT, ECT, sCD, sCT, MeanFlow: standard deviation of ln sigma"""
     copy_teacher: bool = True
     """start the student from the teacher's weights"""
     distance: str = "pseudo_huber"
@@ -116,6 +116,8 @@ class Recipe:
     """sCD, sCT: steps in which the network's derivative comes into the tangent"""
     tangent_norm: float = 0.1
     """sCD, sCT: a tangent is divided by its length plus this; 0: not"""
+    power: float = 0.0
+    """MeanFlow: the squared error is divided by this power of itself"""
     pairs: int = 0
     """direct: number of cached pairs; 0: fresh ones in each batch"""
     boundary: float = 1.0
@@ -191,6 +193,14 @@ DIGITS_RECIPES = (
         batch=512, steps=4000, lr=1e-3, rate="cosine", warmup=50, optimizer="adam", ema=0.9995,
         sigma_min=2e-3, sigma_max=10.0, sigma_data=0.54, middle=0.6,
         log_mean=-1.0, log_std=1.4, tangent_warmup=1000, tangent_norm=0.1,
+    ),
+    Recipe(
+        "digits-meanflow", method="meanflow",
+        about="MeanFlow, no teacher.",
+        data="digits", network="mlp", device="cpu",
+        batch=512, steps=4000, lr=3e-3, rate="cosine", warmup=50, optimizer="adam", ema=0.9995,
+        sigma_min=2e-3, sigma_max=10.0, sigma_data=0.54, middle=0.6,
+        log_mean=-1.0, log_std=2.0, power=0.75,
     ),
     Recipe(
         "digits-pd", method="pd", source="digits-teacher",
