@@ -83,12 +83,15 @@ def show_points(
 
 
 def show_field(
-    axis: plt.Axes, field: Callable[[Tensor], Tensor], role: str = "teacher", count: int = 17
+    axis: plt.Axes, field: Callable[[Tensor], Tensor], role: str = "teacher", count: int = 17, **kw
 ) -> None:
-    """Draw `field`, a function `[M, 2] -> [M, 2]`, as arrows on a `count` x `count` grid."""
+    """Draw `field`, a function `[M, 2] -> [M, 2]`, as arrows on a `count` x `count` grid.
+
+    Arrows have a scale of their own in every call unless `scale`, as in quiver, is given.
+    """
     at = plane(0.94 * axis.get_xlim()[1], count)
     arrows = field(at).detach()
-    axis.quiver(*at.T, *arrows.T, color=COLORS[role], angles="xy", width=0.004)
+    axis.quiver(*at.T, *arrows.T, color=COLORS[role], angles="xy", **{"width": 0.004, **kw})
 
 
 def show_paths(axis: plt.Axes, path: Tensor, role: str = "teacher", **kw) -> None:
