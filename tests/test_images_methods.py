@@ -88,7 +88,8 @@ def test_a_network_of_ones_own_is_trained_and_sampled_by_the_commands(own, monke
     assert command("sample", "student", "--nrow=2", "--ncol=2")[0] == 0
     monkeypatch.delitem(methods.NETWORKS, "own")
     status, said = command("sample", "student")
-    assert status == 2 and "there is no network 'own'" in said
+    assert status == 2 and "'own', is not known here: load the run where" in said
+    assert "damaged" not in said
 
 
 @pytest.mark.parametrize(
