@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BOUNDS', 'InputError', 'sync', 'whole_files', 'write_file', 'write_text', 'write_json', 'check_writable',
-           'check_bound', 'read_file', 'reason_of']
+           'stored_file', 'check_bound', 'read_file', 'reason_of']
 
 # %% ../nbs/00_files.ipynb #fi000004
 import contextlib
@@ -83,6 +83,16 @@ def check_writable(folder: str | Path, name: str = "probe") -> None:
         raise InputError(
             f"cannot write into '{place}' ({reason}): choose another folder with --out."
         ) from None
+
+# %% ../nbs/00_files.ipynb #fi00001b
+def stored_file(path: str | Path) -> Path:
+    """Return `path`, which the course's repository holds; InputError if it is not to be found."""
+    if not Path(path).exists():
+        raise InputError(
+            f"there is no '{path}' here, only in the course's repository: get that, and start this "
+            "notebook where it lies in it."
+        )
+    return Path(path)
 
 # %% ../nbs/00_files.ipynb #img00002c
 BOUNDS: dict[str, tuple[int, str]] = {  # the most of a kind, and what to do about more

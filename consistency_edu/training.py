@@ -299,6 +299,11 @@ def train(
     if not (0 <= lr < math.inf and 0 < (clip or 1) < math.inf):
         raise InputError(f"lr is {lr}, clip {clip}: give finite numbers above 0, or no clip.")
     online, weights = objective.online.train(), trained_weights(objective)
+    if not any(weight.requires_grad for weight in weights):
+        raise InputError(
+            "no weight of the objective's online model can move: the model that fit returns, and "
+            "each copy of it, is frozen until it is told .requires_grad_(True)."
+        )
     adjust, ema = make_optimizer(optimizer, weights, lr), EMA(online, ema_decay)
     scaler = scaler or torch.amp.GradScaler(enabled=False)
     state = TrainState(0, math.nan, 0.0, objective, ema, adjust, batches, generator, scaler)

@@ -63,9 +63,10 @@ def about(cell: nbformat.NotebookNode, is_exported: bool) -> str:
 def number_title(markdown: str, page: str) -> str:
     """Begin the title in `markdown` with the number that the file name of `page` has, if any.
 
-    "lab/11_distillation" makes "# Lab: consistency distillation" "# Lab 11 · Consistency …".
+    "lab/11_distillation" makes "# Lab: consistency distillation" "# Lab 11 · Consistency …"; the
+    pages of howto/ have no numbers for a reader.
     """
-    found = re.fullmatch(r"(?:(\w+)/)?((?!00|90)\d\d[a-z]?)_\w+", page)
+    found = re.fullmatch(r"(?:(?!howto/)(\w+)/)?((?!00|90)\d\d[a-z]?)_\w+", page)
     if not found:
         return markdown
     number = " ".join(filter(None, [(found[1] or "").capitalize(), found[2]]))

@@ -21,6 +21,7 @@ from consistency_edu.files import (
     InputError,
     check_writable,
     reason_of,
+    stored_file,
     whole_files,
     write_file,
     write_json,
@@ -168,6 +169,18 @@ def test_a_sweeps_table_is_whole_or_told_of(tmp_path):
         (tmp_path / "one.json").write_text(text)
         with pytest.raises(InputError, match="is no table of a sweep"):
             sweeps.load_sweep("one", tmp_path)
+
+
+def test_numbers_that_only_the_repository_holds_are_told_of(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="only in the course's repository.*start this notebook"):
+        stored_file("../results/part1_training.json")
+    with pytest.raises(
+        FileNotFoundError, match="course's repository.*or run `consistency-edu sweep"
+    ):
+        sweeps.load_sweep("letting_go")
+    write_json(tmp_path / "here.json", {})
+    assert stored_file("here.json").read_text() == "{}\n"
 
 
 def test_a_sweep_asks_for_its_place_before_the_work(tmp_path):

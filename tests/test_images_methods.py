@@ -7,6 +7,7 @@ import warnings
 import lpips
 import pytest
 import torch
+from conftest import command
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import squeezenet1_1
@@ -51,6 +52,44 @@ def objective_of(method, classes=0, **choices):
     torch.manual_seed(0)
     teacher = teacher_of(recipe, classes)
     return recipe, build_objective(recipe, build_network(recipe, SHAPE, classes), teacher, classes)
+
+
+class Own(nn.Module):
+    """A network of a user's own: one convolution, which is told the noise level."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels + 1, channels, 3, padding=1)
+
+    def forward(self, x, c_noise, labels=None):
+        level = c_noise[:, None, None, None].expand(-1, 1, *x.shape[2:])
+        return self.conv(torch.cat([x, level], 1))
+
+
+@pytest.fixture
+def own(monkeypatch):
+    build = lambda recipe, shape, classes: Own(shape[0])  # noqa: E731
+    monkeypatch.setitem(methods.NETWORKS, "own", build)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_network_of_ones_own_is_one_entry(method, own):
+    recipe, objective = objective_of(method, network="own")
+    loss = objective(torch.rand(3, *SHAPE) * 2 - 1, generator=torch.Generator().manual_seed(0))
+    assert loss.shape == (3,) and loss.isfinite().all()
+    assert isinstance(network_in(to_sampler(recipe, build_model(recipe, Own(1)))), Own)
+
+
+def test_a_network_of_ones_own_is_trained_and_sampled_by_the_commands(own, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    few = ("--network=own", "--steps=2", "--batch=8", "--points=4")
+    assert command("train", "digits-teacher", *few, "--out=teacher")[0] == 0
+    assert command("train", "digits-cd", *few, "--out=student", "--teacher=teacher")[0] == 0
+    assert command("sample", "student", "--nrow=2", "--ncol=2")[0] == 0
+    monkeypatch.delitem(methods.NETWORKS, "own")
+    status, said = command("sample", "student")
+    assert status == 2 and "'own', is not known here: load the run where" in said
+    assert "damaged" not in said
 
 
 @pytest.mark.parametrize(

@@ -75,3 +75,12 @@ def test_outputs_are_fit_to_publish(nb):
                 f"a path of this machine in {cell['id']}"
             )
     assert nb.stat().st_size < 2_000_000
+
+
+@pytest.mark.parametrize("nb", NBS, ids=lambda p: p.name)
+def test_who_has_the_notebook_alone_is_told_where_its_numbers_are(nb):
+    if nb.parent.name == "nbs":  # labs are for who has the repository
+        for cell in json.loads(nb.read_text(encoding="utf-8"))["cells"]:
+            source = "".join(cell["source"])
+            bare = r'Path\(f?"\.\./(results|benchmarks)[^)]*\)\.read|load_file\("\.\.'
+            assert not re.search(bare, source), f"{cell['id']}: read it by stored_file"

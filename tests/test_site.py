@@ -39,6 +39,7 @@ def summary(cell):
         ("11_distillation", "# Consistency distillation", "# 11 · Consistency distillation"),
         ("lab/14b_boot_figures", "# Lab: BOOT, measured", "# Lab 14b · BOOT, measured"),
         ("images/02a_perceptual", "# Images 2a: a distance", "# Images 02a · A distance"),
+        ("howto/01_folder", "# A folder", "# A folder"),
         ("00_viz", "# Pictures", "# Pictures"),
         ("90_claims", "# Every claim", "# Every claim"),
         ("11_distillation", "## The loss", "## The loss"),

@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 NBS = sorted(p for p in (ROOT / "nbs").rglob("[0-9]*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+HOWTOS = [p for p in NBS if p.parent.name == "howto"]
 PACKAGE = ROOT / "consistency_edu"
 MODULES = sorted(PACKAGE.rglob("[!_]*.py"))
 # nothing to draw there
@@ -183,9 +184,23 @@ def test_notebooks_are_lessons(path):
     is_lab = path.parent.name in ("lab", "images")
     assert is_lab or pictures or re.search(r"\]\((\.\./)+images/", markdown) or path.stem in HELPERS
     is_short = is_lab or path.stem in {*HELPERS, "00_viz", "01c_image_loader", "22_toy"}
-    assert len(markdown.split()) >= (100 if is_short else 400)
+    assert len(markdown.split()) >= (100 if is_short else 300 if path in HOWTOS else 400)
     for prose in ("TODO", "TBD", "lorem"):
         assert prose not in markdown
+
+
+@pytest.mark.parametrize("path", HOWTOS, ids=lambda p: p.stem)
+def test_howtos_are_short_and_easy_to_find(path):
+    """700 words at most, a figure with its words, how long it takes, and two ways to get there."""
+    source = {kind: "" for kind in ("markdown", "code")}
+    for cell in cells(path):
+        source[cell["cell_type"]] += "".join(cell["source"]) + "\n"
+    assert len(source["markdown"].split()) <= 700
+    assert "#| fig-cap: " in source["code"] and "#| fig-alt: " in source["code"]
+    assert re.search(r"\*\*Time\*\* \d+ minutes; .* on one core\.", source["markdown"])
+    assert "on a GPU" in source["markdown"].replace("On a GPU", "on a GPU")
+    for name in ("docs/_toc.yml", "nbs/index.ipynb"):
+        assert f"howto/{path.stem}" in (ROOT / name).read_text(encoding="utf-8"), name
 
 
 @pytest.mark.parametrize("path", NBS, ids=lambda p: p.stem)

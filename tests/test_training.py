@@ -81,6 +81,15 @@ def painter(seed=0, **options):
 # ------------------------------------------------------------------ one step
 
 
+def test_a_frozen_model_is_refused_and_moves_again_when_it_is_told():
+    first, second = Line(), Line()
+    second.online = fit(first, endless(), steps=3).model
+    with pytest.raises(InputError, match=r"frozen until .*requires_grad_\(True\)"):
+        fit(second, endless(), steps=3)
+    second.online.requires_grad_(True)
+    fit(second, endless(), steps=3)
+
+
 def test_a_step_is_adams_step_at_the_schedules_rate():
     ours, theirs = Line(), Line()
     run = train(ours, endless(), steps=5, lr=0.1, rate=cosine_rate)

@@ -158,7 +158,10 @@ def load_sweep(name: str, folder: str | Path = FOLDER) -> list[dict]:
     for path in places:
         if path.exists():
             return stored(path)["rows"]
-    raise FileNotFoundError(f"there is no {places[0]}: run `consistency-edu sweep {name}` first.")
+    raise FileNotFoundError(
+        f"there is no {places[0]}: start this notebook where it lies in the course's repository, "
+        f"which may hold it, or run `consistency-edu sweep {name}` first."
+    )
 
 
 def summary(rows: Sequence[dict], by: Sequence[str], value: str) -> dict[tuple, Spread]:

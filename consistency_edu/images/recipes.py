@@ -28,7 +28,7 @@ class Recipe:
     source: str = ""
     """the recipe whose finished run is the teacher, or (ECT, sCT) the start; none if empty"""
     network: str = "mlp"
-    """mlp, or a U-Net's name: tiny, mini, small, edm"""
+    """mlp, a U-Net's name (tiny, mini, small, edm), or a name put into NETWORKS"""
     device: str = "cpu"
     """cpu, cuda, cuda:1, or mps: a Mac's GPU, which nobody has tried yet"""
     precision: str = "float32"
