@@ -629,7 +629,7 @@ def test_weights_to_start_from_mean_the_same(students, teacher, tmp_path):
                 continue
             with pytest.raises(InputError, match=f"is a run of {method}, whose weights"):
                 train_recipe(recipe, tmp_path / "run", **options)
-    for begun in ("teacher", *students):
+    for begun in ("teacher", *students.keys() - {"meanflow"}):
         recipe = short(f"digits-{begun}", steps=1)
         Trainer.from_recipe(recipe, tmp_path / "fine", teacher=teacher, start=teacher)
     assert not (tmp_path / "run").exists()
