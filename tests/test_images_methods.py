@@ -61,7 +61,7 @@ class Own(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels + 1, channels, 3, padding=1)
 
-    def forward(self, x, c_noise, labels=None):
+    def forward(self, x, c_noise, labels=None, gap=None):
         level = c_noise[:, None, None, None].expand(-1, 1, *x.shape[2:])
         return self.conv(torch.cat([x, level], 1))
 
