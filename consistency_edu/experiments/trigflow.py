@@ -209,7 +209,7 @@ TRIGFLOW_SWEEPS: dict[str, Sweep] = {
         ),
         Sweep(
             "trigflow_choices",
-            "sCD and sCT on moons with one choice made otherwise; 14 core-minutes.",
+            "sCD and sCT on moons with one choice made otherwise; 15 core-minutes.",
             run_trigflow,
             CHOICES,
         ),
