@@ -294,6 +294,7 @@ def test_what_cannot_go_out_says_why(diffusers, tmp_path):
     for model, words in (
         (ConsistencyModel(MLP()), "around MLP cannot go out"),
         (ConsistencyModel(unet, coefficients=naive_coefficients), "cannot go out"),
+        (ConsistencyModel(unet, c_noise=lambda sigma, data: sigma), "cannot go out"),
         (EDMDenoiser(unet), "EDMDenoiser around UNet cannot go out"),
         (ConsistencyModel(unet), "size of the images"),
     ):

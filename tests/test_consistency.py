@@ -9,7 +9,9 @@ from consistency_edu.consistency import (
     ConsistencyModel,
     ExactConsistency,
     classify,
+    edm_coefficients,
     naive_coefficients,
+    quarter_log,
     skip_coefficients,
 )
 from consistency_edu.data import GaussianMixture, InputError, tensor_batches, toy
@@ -20,7 +22,6 @@ from consistency_edu.experiments.consistency import (
     LOSSES,
     PathConsistency,
     PathRegression,
-    edm_coefficients,
     evaluate_student,
     make_student,
     parting_points,
@@ -36,7 +37,7 @@ from consistency_edu.metrics import paired_error
 from consistency_edu.networks import MLP
 from consistency_edu.pf_ode import EDMDenoiser, karras_sigmas, solve_pf_ode
 from consistency_edu.score import ExactDenoiser
-from consistency_edu.training import constant_rate, train
+from consistency_edu.training import EMA, constant_rate, train
 
 GRID = karras_sigmas(18, 0.002, 5.0)
 SQUARED = LOSSES["l2"][0]
@@ -180,6 +181,27 @@ def test_the_network_sees_unit_variance_and_a_quarter_log_sigma(generator):
     scaled, c_noise, passed = seen[0]
     assert torch.allclose(scaled, x / (sigma[:, None] ** 2 + 0.25).sqrt())
     assert torch.allclose(c_noise, sigma.log() / 4) and torch.equal(passed, labels)
+
+
+def test_the_level_is_told_by_a_function_that_stays(generator):
+    """By default bit for bit what it was; another is kept by copies, and asked for sigma_data."""
+    network, x = MLP(), torch.randn(50, 2, generator=generator)
+    sigma, seen = torch.logspace(-2.7, 1, 50), []
+
+    def told(sigma, sigma_data):
+        seen.append((sigma, sigma_data))
+        return sigma.log() / 4
+
+    plain = ConsistencyModel(network, sigma_data=0.7)
+    assert plain.c_noise is quarter_log
+    other = ConsistencyModel(network, sigma_data=0.7, c_noise=told)
+    assert torch.equal(plain(x, sigma), other(x, sigma))
+    assert len(seen) == 1 and seen[0][0] is sigma and seen[0][1] == 0.7
+    average = EMA(other).model
+    assert average.c_noise is told and average.coefficients is skip_coefficients
+    assert plain.state_dict().keys() == other.state_dict().keys()  # old checkpoints load
+    shifted = ConsistencyModel(network, sigma_data=0.7, c_noise=lambda sigma, data: sigma)
+    assert not torch.allclose(shifted(x, sigma), plain(x, sigma))
 
 
 def test_skip_model_has_the_slope_that_the_ode_asks_for(generator):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from consistency_edu.boot import Boot, SignalModel
-from consistency_edu.consistency import ConsistencyModel
+from consistency_edu.consistency import ConsistencyModel, edm_coefficients
 from consistency_edu.consistency_training import ConsistencyTraining
 from consistency_edu.data import draw_points, toy
 from consistency_edu.distillation import ConsistencyDistillation
@@ -14,6 +14,7 @@ from consistency_edu.improved import EasyTuning, ImprovedTraining
 from consistency_edu.meanflow import MeanFlow, MeanFlowModel
 from consistency_edu.networks import MLP
 from consistency_edu.pf_ode import EDMDenoiser, karras_sigmas
+from consistency_edu.trigflow import ContinuousConsistency
 
 GRID = karras_sigmas(18, 0.002, 5.0)
 
@@ -38,13 +39,16 @@ def make(name):
         online = MeanFlowModel(MLP(use_gap=True), sigma_max=5.0)
         its = teacher if "taught" in name else None
         return MeanFlow(online, its, use_own_tangent=name == "imf"), its
+    if name in ("scd", "sct"):
+        online = ConsistencyModel(MLP(), sigma_max=5.0, coefficients=edm_coefficients)
+        return ContinuousConsistency(online, teacher if name == "scd" else None), teacher
     if name == "boot":
         return Boot(learner(SignalModel), teacher, GRID), teacher
     decay = 0.9 if name == "cd slow" else 0.0
     return ConsistencyDistillation(learner(ConsistencyModel), teacher, GRID, decay=decay), teacher
 
 
-NAMES = ["cd", "cd slow", "ct", "ct slow", "ict", "ect", "boot"]
+NAMES = ["cd", "cd slow", "ct", "ct slow", "ict", "ect", "scd", "sct", "boot"]
 NAMES += ["meanflow", "imf", "meanflow taught"]
 
 
@@ -92,7 +96,7 @@ def test_goals_carry_no_gradient(name, expected, generator):
     assert watched.__dict__["traced"] == expected
 
 
-@pytest.mark.parametrize("name", ["cd", "boot", "meanflow taught"])
+@pytest.mark.parametrize("name", ["cd", "scd", "boot", "meanflow taught"])
 def test_the_teacher_is_asked_without_a_graph(name, generator):
     objective, teacher = make(name)
     traced = []

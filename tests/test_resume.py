@@ -5,7 +5,7 @@ import torch
 
 from consistency_edu.boot import Boot, SignalModel
 from consistency_edu.checkpoints import load_checkpoint, save_checkpoint
-from consistency_edu.consistency import ConsistencyModel
+from consistency_edu.consistency import ConsistencyModel, edm_coefficients
 from consistency_edu.consistency_training import ConsistencyTraining
 from consistency_edu.data import InputError, load_digits, toy, toy_batches
 from consistency_edu.distillation import ConsistencyDistillation
@@ -14,6 +14,7 @@ from consistency_edu.meanflow import MeanFlow, MeanFlowModel
 from consistency_edu.networks import MLP, UNet
 from consistency_edu.pf_ode import EDMDenoiser, edm_objective, karras_sigmas
 from consistency_edu.training import train
+from consistency_edu.trigflow import ContinuousConsistency, LearnedWeight
 
 GRID, STEPS, STOP = karras_sigmas(9, 0.002, 5.0), 12, 5
 
@@ -40,12 +41,16 @@ def make(name, seed):
     model = ConsistencyModel(MLP(width=16), sigma_max=5.0)
     if name in ("ict", "ect"):
         return {"ict": ImprovedTraining, "ect": EasyTuning}[name](model, total_steps=STEPS)
+    if name in ("scd", "sct"):
+        model = ConsistencyModel(MLP(width=16), sigma_max=5.0, coefficients=edm_coefficients)
+        options = {"warmup": STEPS, "adaptive": LearnedWeight()}
+        return ContinuousConsistency(model, teacher if name == "scd" else None, **options)
     if name == "cd":
         return ConsistencyDistillation(model, teacher, GRID, decay=0.9)
     return ConsistencyTraining(model, total_steps=STEPS, s0=4, s1=20, mu0=0.9)
 
 
-NAMES = ["dsm", "unet with dropout", "cd", "ct", "ict", "ect", "boot"]
+NAMES = ["dsm", "unet with dropout", "cd", "ct", "ict", "ect", "scd", "sct", "boot"]
 NAMES += ["meanflow", "imf", "meanflow with a teacher", "meanflow, unet with dropout"]
 
 

@@ -20,6 +20,7 @@ from consistency_edu.dropout import Dropout
 from consistency_edu.experiments.benchmarks import toy_benchmark
 from consistency_edu.experiments.consistency_training import draw_clean
 from consistency_edu.files import InputError
+from consistency_edu.long_runs import SharedGenerator
 from consistency_edu.networks import MLP, UNet
 from consistency_edu.pf_ode import EDMDenoiser, euler_step, slope
 from consistency_edu.sampling import sample_multistep, sample_one_step
@@ -41,7 +42,7 @@ from consistency_edu.trigflow import (
 
 MOONS = toy("moons")
 EXACT = ExactDenoiser(MOONS)
-F_EXACT = ExactConsistency(EXACT, sigma_max=5.0, steps=32)
+F_EXACT = ExactConsistency(EXACT, sigma_max=5.0, steps=16)
 
 
 def trig_model(network, c_noise=trig_time, sigma_max=5.0, **options):
@@ -150,15 +151,15 @@ def median(change):
 
 
 def test_the_exact_f_changes_along_other_directions_than_its_paths_alone():
-    """At 64 points: medians .39, .20 and .55, along a path 1e-7 by 32 Runge-Kutta steps."""
+    """At 64 points: medians .39, .20 and .55, along a path 3e-6 by 16 Runge-Kutta steps."""
     some = Noisy(64)
     level = change_of(F_EXACT, some, 0 * some.x)  # linear in the direction: add and subtract
     path = change_of(F_EXACT, some, some.slope, 0.0)
     ray = change_of(F_EXACT, some, some.noise, 0.0)
-    assert median(level + path) < 3e-7
-    coarse = ExactConsistency(EXACT, sigma_max=5.0, steps=16)
+    assert median(level + path) < 1e-5
+    coarse = ExactConsistency(EXACT, sigma_max=5.0, steps=8)
     order = math.log2(median(change_of(coarse, some, some.slope)) / median(level + path))
-    assert order == pytest.approx(4, abs=0.5)
+    assert order == pytest.approx(4, abs=0.7)
     assert 0.2 < median(level - path) < 0.6  # the slope's sign
     assert 0.1 < median(level) < 0.3  # no x-tangent
     assert 0.2 < median(level + ray) < 0.8  # z, where the slope belongs
@@ -176,7 +177,7 @@ def test_the_tangent_of_the_exact_f_is_zero():
     model, some = trig_model(ExactNetwork()), Noisy(64)
     assert (model(some.x, some.sigma) - F_EXACT(some.x, some.sigma)).abs().max() < 1e-13
     output, g = consistency_tangent(model, some.x, some.sigma, some.denoised)
-    assert median(g) < 1e-7 and g.abs().max() < 2e-5
+    assert median(g) < 5e-6 and g.abs().max() < 1e-3
     x_t = some.cos * some.x
     assert (
         some.cos * x_t + some.sin * 0.5 * output - F_EXACT(some.x, some.sigma)
@@ -535,6 +536,15 @@ def test_what_is_not_finite_stops_the_run(bad, generator):
         torch.equal(a.nan_to_num(), b.nan_to_num())
         for a, b in zip(before.values(), loss.online.state_dict().values())
     )
+
+
+def test_two_workers_draw_what_one_does():
+    x, losses = batch(16), []
+    for rank, count in ((0, 1), (0, 2), (1, 2)):
+        lot = SharedGenerator("cpu", (rank, count)).manual_seed(3)
+        loss = ContinuousConsistency(small(), EXACT, adaptive=LearnedWeight())
+        losses.append(loss(x.chunk(count)[rank], generator=lot))
+    assert torch.allclose(losses[0], torch.cat(losses[1:]), atol=1e-6)
 
 
 def test_a_checkpoint_restores_the_warmup(tmp_path):

@@ -109,10 +109,9 @@ def run_student(
     again = sample_multistep(model, bench.noise, levels, generator=generator)
     numbers = bench.evaluate(cloud) | {"two_steps": bench.evaluate(again)["sliced_w2"]}
     numbers |= {"seconds": spent, "teacher_seconds": before}
-    numbers |= also(model, bench) if also else {}
-    return {key: float(f"{value:.4g}") for key, value in numbers.items()} | {
-        "ends": [round(v, 3) for v in cloud[:100].flatten().tolist()]
-    }
+    ends = [round(v, 3) for v in cloud[:100].flatten().tolist()]
+    rounded = {key: float(f"{value:.4g}") for key, value in numbers.items()}
+    return rounded | {"ends": ends} | (also(model, bench) if also else {})
 
 
 def run_numbers(setting: dict, seed: int) -> dict:
