@@ -26,6 +26,7 @@ from consistency_edu.networks import MLP, UNet
 from consistency_edu.pf_ode import EDMDenoiser, slope
 from consistency_edu.sampling import sample_multistep, sample_one_step
 from consistency_edu.score import ExactDenoiser
+from consistency_edu.training import TrainingDiverged, train
 
 MOONS = toy("moons")
 EXACT = ExactDenoiser(MOONS)
@@ -421,6 +422,18 @@ def test_labels_reach_network_and_teacher(generator):
     online.network.register_forward_pre_hook(lambda _, args: asked.append(args[2]))
     MeanFlow(online, teacher, use_own_tangent=True)(data(64), labels, generator=generator)
     assert len(asked) == 3 and all(told is labels for told in asked)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_number_ends_the_run_and_names_its_level(bad):
+    rows = data(8)
+    rows[3, 0] = bad
+    loss, lot = MeanFlow(model()), torch.Generator().manual_seed(0)
+    before = [p.clone() for p in loss.online.parameters()]
+    with pytest.raises(TrainingDiverged, match="MeanFlow .* 1 of 8 .* levels from") as found:
+        next(train(loss, [(rows, None)], steps=1, generator=lot))
+    assert f"{float(loss.last_sigma[3]):.4g}" in str(found.value)
+    assert all(torch.equal(a, b) for a, b in zip(before, loss.online.parameters()))
 
 
 @pytest.mark.parametrize("own", [False, True])
