@@ -196,7 +196,8 @@ class MeanFlow(nn.Module):
         """Draw flow times r <= t for each row of `x` `[B, ...]`, `[B]` each."""
         lowest, top = 1e-6, self.online.sigma_max
         law = {"log_mean": self.log_mean, "log_std": self.log_std, "generator": generator}
-        low, high = torch.stack([draw_lognormal(x, lowest, top, **law) for _ in "rt"]).sort(0)[0]
+        draws = [draw_lognormal(x, lowest, top, **law) for _ in range(2)]
+        low, high = torch.stack(draws).sort(0)[0]
         self.last_sigma = high = high.clamp(min=self.online.sigma_min)
         low = torch.where(low > self.online.sigma_min, low, 0)
         is_same = draw_uniform(x, generator) < self.share
