@@ -37,7 +37,7 @@ def noise_level(t: Tensor) -> Tensor:
 def flow_velocity(denoiser: Callable, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
     """Return dz/dt = (z - D) / t of the probability-flow ODE at `z` `[B, ...]` and times `t` `[B]`.
 
-    It is the mean of e - x0 over all pairs that meet in z.  Source: Lipman et al. (2023), eq. 9.
+    It is the mean of e - x0 over all pairs that meet in z.  Source: Lipman et al. (2023), 3.1.
     """
     sigma = noise_level(t)
     denoised = call_denoiser(denoiser, per_sample(1 + sigma, z) * z, sigma, labels)
@@ -89,14 +89,14 @@ class ExactFlowMap(FlowMap):
     def velocity(self, z: Tensor, r: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return u `[B, ...]` for `z` at times `t` and other times `r`, `[B]`; at r = t, v."""
         w, end = (torch.asinh(noise_level(time.to(z)) / self.knee) for time in (t, r))
-        gap, moved = (end - w) / self.steps, z
-        h = per_sample(gap, z)
+        stride, moved = (end - w) / self.steps, z
+        h = per_sample(stride, z)
         for k in range(self.steps):
-            now = w + k * gap
+            now = w + k * stride
             a = self._slope(moved, now, labels)
-            b = self._slope(moved + h / 2 * a, now + gap / 2, labels)
-            c = self._slope(moved + h / 2 * b, now + gap / 2, labels)
-            d = self._slope(moved + h * c, now + gap, labels)
+            b = self._slope(moved + h / 2 * a, now + stride / 2, labels)
+            c = self._slope(moved + h / 2 * b, now + stride / 2, labels)
+            d = self._slope(moved + h * c, now + stride, labels)
             moved = moved + h / 6 * (a + 2 * b + 2 * c + d)
         gap, at_once = per_sample(t - r, z), flow_velocity(self.exact, z, t, labels)
         return torch.where(gap == 0, at_once, (z - moved) / torch.where(gap == 0, 1, gap))
