@@ -36,6 +36,8 @@ from consistency_edu.long_runs import (
     hold,
     init_distributed,
 )
+from consistency_edu.meanflow import MeanFlow, MeanFlowModel
+from consistency_edu.networks import MLP
 from consistency_edu.training import train, trained_weights
 
 FORK = multiprocessing.get_context("fork")  # the children find everything imported
@@ -583,3 +585,28 @@ def test_workers_repeat_one_for_every_shape_of_objective(kind, tmp_path):
     for ours, mine, theirs in (*runs[2], *runs[3]):
         assert ours == pytest.approx(losses, rel=1e-5) and theirs == skipped
         assert (mine - weights).abs().max() < 1e-5
+
+
+def flow_course():
+    """Eight steps of improved MeanFlow among the workers, which share its draws."""
+    with init_distributed() as workers:
+        torch.manual_seed(0)
+        online = MeanFlowModel(MLP(width=16, use_gap=True), sigma_max=5.0)
+        generator = SharedGenerator(part=(workers.rank, workers.count)).manual_seed(0)
+        lot = torch.Generator().manual_seed(1)
+        rows = ((workers.rows(torch.randn(12, 2, generator=lot)), None) for _ in range(8))
+        options = {"lr": 1e-2, "generator": generator, "workers": workers}
+        objective = MeanFlow(online, use_own_tangent=True)
+        losses = [state.loss for state in train(objective, rows, steps=8, **options)]
+        workers.check_agreement(online.parameters())
+    return losses, torch.cat([p.detach().flatten() for p in online.parameters()])
+
+
+def test_workers_repeat_one_where_derivatives_run_forward(tmp_path):
+    runs = {}
+    for count in (1, 2, 3):
+        runs[count] = [answer["result"] for answer in together(count, flow_course, tmp_path)]
+    losses, weights = runs[1][0]
+    for ours, mine in (*runs[2], *runs[3]):
+        assert ours == pytest.approx(losses, rel=1e-4)
+        assert (mine - weights).abs().max() < 1e-4

@@ -10,6 +10,7 @@ from torch import nn
 from consistency_edu.consistency import ExactConsistency
 from consistency_edu.data import draw_normal, draw_points, per_sample, toy
 from consistency_edu.dropout import Dropout
+from consistency_edu.experiments import meanflow as lab
 from consistency_edu.files import InputError
 from consistency_edu.meanflow import (
     ExactFlowMap,
@@ -26,6 +27,7 @@ from consistency_edu.networks import MLP, UNet
 from consistency_edu.pf_ode import EDMDenoiser, slope
 from consistency_edu.sampling import sample_multistep, sample_one_step
 from consistency_edu.score import ExactDenoiser
+from consistency_edu.training import TrainingDiverged, train
 
 MOONS = toy("moons")
 EXACT = ExactDenoiser(MOONS)
@@ -58,7 +60,7 @@ def along(z, r, t, *rates):
 
 
 def middle(x):
-    return float(x.abs().median())
+    return float(x.detach().abs().median())
 
 
 def slopes(values, sizes):
@@ -423,6 +425,18 @@ def test_labels_reach_network_and_teacher(generator):
     assert len(asked) == 3 and all(told is labels for told in asked)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_number_ends_the_run_and_names_its_level(bad):
+    rows = data(8)
+    rows[3, 0] = bad
+    loss, lot = MeanFlow(model()), torch.Generator().manual_seed(0)
+    before = [p.clone() for p in loss.online.parameters()]
+    with pytest.raises(TrainingDiverged, match="MeanFlow .* 1 of 8 .* levels from") as found:
+        next(train(loss, [(rows, None)], steps=1, generator=lot))
+    assert f"{float(loss.last_sigma[3]):.4g}" in str(found.value)
+    assert all(torch.equal(a, b) for a, b in zip(before, loss.online.parameters()))
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_no_gradient_reaches_the_goal_or_a_teacher(own, generator):
     torch.manual_seed(1)
@@ -507,3 +521,42 @@ def test_one_pass_gives_u_and_its_change_with_the_same_dropout(generator):
 def test_bad_input_is_refused(action, sentence):
     with pytest.raises(InputError, match=sentence):
         action()
+
+
+# ------------------------------------------------------------------ what the sweeps run
+
+
+def test_the_objectives_of_the_sweeps():
+    settings = [*lab.MEANFLOW.values(), *lab.MEANFLOW_SWEEPS["meanflow_more"].settings]
+    for choices in settings:
+        objective, before = lab.build_run(choices | {"steps": 5}, 0)
+        assert type(objective) is MeanFlow and objective.power == choices.get("power", 0.0)
+        assert objective.use_own_tangent == choices.get("own", False)
+        taught = {"data": type(None), "exact": ExactDenoiser, "learned": EDMDenoiser}
+        assert type(objective.teacher) is taught[choices["velocity"]]
+        assert (before > 0) == (choices["start"] or choices["velocity"] == "learned")
+        assert objective.online.sigma_max == 5.0
+
+
+def test_a_run_from_a_denoiser_starts_with_its_velocity_and_leaves_it_alone():
+    objective, _ = lab.build_run({"velocity": "learned", "start": True, "steps": 5}, 0)
+    z, r, t = (v.float() for v in setting())
+    with torch.no_grad():
+        ours, theirs = objective.online.velocity(z, r, t), flow_velocity(objective.teacher, z, t)
+        for p in objective.online.parameters():
+            p.add_(1.0)
+        again = flow_velocity(objective.teacher, z, t)
+    assert torch.allclose(ours, theirs, atol=1e-3) and torch.equal(again, theirs)
+
+
+def test_errors_are_distances_to_the_exact_ends():
+    x, ends = (v[:100] for v in lab.noisy_points("moons", 0.35))
+
+    def shifted(x, sigma):
+        return ends + torch.tensor([0.03, 0.04])
+
+    assert torch.allclose(lab.errors_at(shifted, x, ends, 0.35), torch.tensor(0.05), atol=1e-5)
+    assert lab.errors_at(U, x, ends, 0.35).median() < 1e-4
+    places = lab.lattice()
+    assert places.shape == (441, 2) and places[220].abs().max() < 1e-6
+    assert places[0].tolist() == [-2, -2] and places[20].tolist() == [2, -2]
