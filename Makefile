@@ -5,8 +5,6 @@ USER_STAMP := $(VENV)/.installed
 DEV_STAMP  := $(VENV)/.installed-dev
 # one thread a process: two two-threaded torch processes on two cores run ten times slower
 QUIET  := OMP_NUM_THREADS=1 MPLBACKEND=agg
-# make docs ALTS=--alts: fail while a figure has no alternative text
-ALTS   ?=
 
 .PHONY: help ours install toy lab test check lowest soak mutation export nbs readme reference docs \
 	pages clean
@@ -96,7 +94,7 @@ docs/_static/tex-svg.js:
 
 docs: $(DEV_STAMP) docs/_static/tex-svg.js  ## build the course site into _build/html, and check its links
 	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs nbs _build/html
-	$(BIN)/python tools/check_site.py _build/html $(ALTS) \
+	$(BIN)/python tools/check_site.py _build/html \
 		$(if $(wildcard docs/_static/tex-svg.js),,--online-math)
 
 AXE := build/npm/node_modules/axe-core/axe.min.js

@@ -1,6 +1,6 @@
 """Check the built site: local links and images exist, nothing loads from afar, figures have words.
 
-python tools/check_site.py _build/html [--alts]
+python tools/check_site.py _build/html
 """
 
 import argparse
@@ -56,7 +56,6 @@ def main() -> int:
     ap = argparse.ArgumentParser()
     ap.add_argument("site", type=Path)
     ap.add_argument("--online-math", action="store_true", help="allow mathematics from the network")
-    ap.add_argument("--alts", action="store_true", help="fail if a figure has no words of its own")
     args = ap.parse_args()
     bad = pictures = mute = 0
     for path in sorted(args.site.rglob("*.html")):
@@ -75,9 +74,8 @@ def main() -> int:
                 bad += 1
                 print(f"{name}: <{tag}> points at missing {ref}")
         pictures, mute = pictures + page.pictures, mute + len(page.mute)
-        if args.alts:
-            bad += len(page.mute)
-            print("".join(f"{name}: {fault}\n" for fault in page.mute), end="")
+        bad += len(page.mute)
+        print("".join(f"{name}: {fault}\n" for fault in page.mute), end="")
     print(f"{pictures} pictures, {mute} without an alternative text of their own")
     return bad > 0
 
