@@ -17,6 +17,7 @@ from consistency_edu.consistency import (
 )
 from consistency_edu.data import draw_normal, draw_points, per_sample, toy, toy_batches
 from consistency_edu.dropout import Dropout
+from consistency_edu.experiments import trigflow as lab
 from consistency_edu.experiments.benchmarks import toy_benchmark
 from consistency_edu.experiments.consistency_training import draw_clean
 from consistency_edu.files import InputError
@@ -606,3 +607,48 @@ class Narrow(nn.Module):
 def test_bad_input_is_refused(action, sentence):
     with pytest.raises(InputError, match=sentence):
         action()
+
+
+# What the sweeps run
+
+
+def test_the_objectives_of_the_sweep(monkeypatch):
+    teachers = {}
+    for name, c_noise in (("timed_teacher", quarter_log), ("trig_teacher", trig_time)):
+        teachers[c_noise] = trig_model(MLP(), c_noise).requires_grad_(False)
+        found = teachers[c_noise], 7.0
+        monkeypatch.setattr(lab, name, lambda *args, found=found: found)
+    for setting in lab.CHOICES:
+        objective, before = lab.trigflow_objective(setting, 0)
+        online, teacher = objective.online, teachers[lab.C_NOISE[setting["c_noise"]]]
+        assert online.c_noise is teacher.c_noise and objective.c == (setting["c"] or None)
+        assert (objective.adaptive is not None) == setting["adaptive"]
+        assert objective.warmup == 1000 and (before == 7.0) == (setting["start"] == "denoiser")
+        if setting["method"] == "sct":
+            assert objective.teacher is None
+        else:
+            is_exact = type(objective.teacher) is ExactDenoiser
+            assert is_exact == (setting["teacher"] == "exact")
+            assert is_exact or objective.teacher is teacher
+        pairs = [*zip(online.network.parameters(), teacher.network.parameters())]
+        assert all(a is not b and a.requires_grad and not b.requires_grad for a, b in pairs)
+        is_copy = all(torch.equal(a, b) for a, b in pairs)
+        assert is_copy == (setting["start"] == "denoiser")
+
+
+def test_choices_are_compared_with_the_usual_runs_of_the_same_seeds():
+    usual = [{"method": m, "seed": seed} for m in ("scd", "sct") for seed in range(5)]
+    choices = [setting | {"seed": seed} for setting in lab.CHOICES for seed in (0, 1)]
+    found = lab.choice_rows(usual, choices)
+    assert list(found) == ["sCD", "sCT", *lab.CHANGES]
+    assert all([row["seed"] for row in rows] == [0, 1] for rows in found.values())
+    assert all(
+        row["method"] == "sct" for name, rows in found.items() if "sCT" in name for row in rows
+    )
+
+
+def test_the_field_of_the_exact_f_has_no_error():
+    bench = toy_benchmark("moons")
+    exact = ExactConsistency(bench.exact, sigma_max=5.0)
+    assert max(lab.error_field(exact, bench)["field"]) == 0
+    assert lab.RESTART == pytest.approx(0.982, abs=1e-3)
