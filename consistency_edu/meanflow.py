@@ -142,7 +142,7 @@ class MeanFlowModel(FlowMap):
 
     c_noise = ln(sigma) / 4 and the coefficients are EDM's, in flow time: while the network does not
     hear its gap, u is the velocity of `EDMDenoiser(network)`.
-    Differs: MeanFlow's network sees z and t, and its output is u.
+    Differs: MeanFlow's network sees z, t and t - r as they are, and its output is u.
     """
 
     def __init__(self, network: nn.Module, *, sigma_data: float = 0.5, **ends):
