@@ -91,7 +91,7 @@ def network_change(
     """Return what the network of `model` answers at `x` `[B, ...]`, and its change with ln sigma.
 
     On the path towards `clean` x then moves by x - clean and sigma by sigma; it is cos t · sin t
-    times the change with t, and finite at both ends.  Source: sCM paper, section 4.1.
+    times the change with t, and finite at both ends.  Source: sCM paper, section 5.1.
     """
     answer = lambda x, sigma: network_output(model, x, sigma, labels)
     with differentiable(model.network), torch.autocast(x.device.type, enabled=False):
@@ -142,10 +142,11 @@ class ContinuousConsistency(nn.Module):
     """Train `online`, a consistency model with EDM's coefficients, without a grid of levels (sCM).
 
     With a `teacher`, any denoiser, its ODE is distilled (sCD); without one the data take its place
-    (sCT).  Levels are drawn with ln sigma ~ N(`log_mean`, `log_std`²).  Tangents are divided by
-    their length plus `c` (None: left as they are); what differentiates the network comes in over
-    `warmup` steps.  `adaptive`, if given, is a module t -> w that is trained with it.
-    Source: sCM paper (Lu and Song 2024), algorithm 1.
+    (sCT).  Levels are drawn with ln sigma ~ N(`log_mean`, `log_std`²) between the model's lowest
+    and highest.  Tangents are divided by their length plus `c` (None: left as they are); the part
+    that differentiates the network comes in over `warmup` steps.  `adaptive`, if given, is a module
+    t -> w that is trained with it.  Source: sCM paper (Lu and Song 2024), algorithm 1.
+    Differs: the paper does not cut the law of the levels.
     """
 
     def __init__(
@@ -174,7 +175,7 @@ class ContinuousConsistency(nn.Module):
 
     @property
     def share(self) -> float:
-        """How much of the network's derivative counts at the present step, from 0 to 1."""
+        """How much of the bracket x_t + sigma_d dF/dt counts at the present step, from 0 to 1."""
         return min(1.0, self.step / self.warmup) if self.warmup else 1.0
 
     @property
