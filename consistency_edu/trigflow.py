@@ -8,6 +8,7 @@ __all__ = ['trig_time', 'trig_sigma', 'cos_and_sin', 'trig_velocity', 'different
 
 # %% ../nbs/18_trigflow.ipynb #tf180003
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -65,7 +66,8 @@ def differentiable(network: nn.Module) -> Iterator[None]:
             part._compiled_call_impl = None
         for net, _ in nets:
             net.precision = None
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
             yield
     finally:
         for part, call in zip(parts, compiled):

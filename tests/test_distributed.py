@@ -111,6 +111,7 @@ def course(recipe, folder, teacher):
 )
 def test_two_and_three_workers_repeat_one(method, teacher, tmp_path):
     recipe = dataclasses.replace(RECIPES[f"digits-{method}"], lr=1e-3, batch=12, pairs=24)
+    recipe = dataclasses.replace(recipe, tangent_warmup=0)  # Adam enlarges a gradient of rounding
     runs = {}
     for count in (1, 2, 3):
         answers = together(count, lambda: course(recipe, tmp_path / "run", teacher), tmp_path)
