@@ -12,7 +12,6 @@ from consistency_edu.checkpoints import load_checkpoint, save_checkpoint
 from consistency_edu.consistency import (
     ConsistencyModel,
     ExactConsistency,
-    edm_coefficients,
     quarter_log,
 )
 from consistency_edu.data import draw_normal, draw_points, per_sample, toy, toy_batches
@@ -23,6 +22,7 @@ from consistency_edu.experiments.consistency_training import draw_clean
 from consistency_edu.files import InputError
 from consistency_edu.long_runs import SharedGenerator
 from consistency_edu.networks import MLP, UNet
+from consistency_edu.notation import angle_from_sigma, sigma_from_angle
 from consistency_edu.pf_ode import EDMDenoiser, euler_step, slope
 from consistency_edu.sampling import sample_multistep, sample_one_step
 from consistency_edu.score import ExactDenoiser
@@ -36,8 +36,7 @@ from consistency_edu.trigflow import (
     network_change,
     network_output,
     normalize_tangent,
-    trig_sigma,
-    trig_time,
+    trig_model,
     trig_velocity,
 )
 
@@ -46,14 +45,13 @@ EXACT = ExactDenoiser(MOONS)
 F_EXACT = ExactConsistency(EXACT, sigma_max=5.0, steps=16)
 
 
-def trig_model(network, c_noise=trig_time, sigma_max=5.0, **options):
-    options |= {"coefficients": edm_coefficients, "c_noise": c_noise}
-    return ConsistencyModel(network, sigma_max=sigma_max, **options)
+def plane_model(network, c_noise=angle_from_sigma, sigma_max=5.0):
+    return trig_model(network, c_noise=c_noise, sigma_max=sigma_max)
 
 
-def small(seed=0, c_noise=trig_time):
+def small(seed=0, c_noise=angle_from_sigma):
     torch.manual_seed(seed)
-    return trig_model(MLP(width=16, depth=2), c_noise)
+    return plane_model(MLP(width=16, depth=2), c_noise)
 
 
 class Noisy:
@@ -68,7 +66,7 @@ class Noisy:
         self.denoised = EXACT(self.x, self.sigma)
         self.slope = slope(EXACT, self.x, self.sigma)
         self.cos, self.sin = cos_and_sin(self.sigma, self.x)
-        self.t = trig_time(self.sigma)
+        self.t = angle_from_sigma(self.sigma)
         self.velocity = trig_velocity(self.x, self.denoised, self.sigma)
 
 
@@ -83,16 +81,18 @@ def noisy():
 def test_times_and_levels_are_inverse():
     sigma = torch.logspace(-3, 2, 60).double()
     for data in (0.5, 1.3):
-        t = trig_time(sigma, data)
-        assert torch.allclose(trig_sigma(t, data), sigma, rtol=1e-12)
+        t = angle_from_sigma(sigma, data)
+        assert torch.allclose(sigma_from_angle(t, data), sigma, rtol=1e-12)
         assert (0 < t).all() and (t < math.pi / 2).all() and (t.diff() > 0).all()
         cos, sin = cos_and_sin(sigma, torch.empty(60, 1, 2, 2).double(), data)
         assert cos.shape == (60, 1, 1, 1)
         assert (cos.flatten() - t.cos()).abs().max() < 1e-14
         assert (sin.flatten() - t.sin()).abs().max() < 1e-14
     # the paper's two-step restart
-    assert float(trig_sigma(torch.tensor(1.1))) == pytest.approx(0.982, abs=1e-3)
-    assert float(trig_time(torch.tensor(80.0).double())) == pytest.approx(1.5645464, abs=1e-7)
+    assert float(sigma_from_angle(torch.tensor(1.1))) == pytest.approx(0.982, abs=1e-3)
+    assert float(angle_from_sigma(torch.tensor(80.0).double())) == pytest.approx(
+        1.5645464, abs=1e-7
+    )
 
 
 def test_the_model_with_edms_coefficients_is_trigflows(noisy):
@@ -103,8 +103,8 @@ def test_the_model_with_edms_coefficients_is_trigflows(noisy):
     assert (x_t / noisy.cos - noisy.x).abs().max() < 6e-15
     F = -network(x_t / 0.5, noisy.t)
     expected = noisy.cos * x_t - noisy.sin * 0.5 * F
-    assert (trig_model(network)(noisy.x, noisy.sigma) - expected).abs().max() < 2e-15
-    usual = trig_model(network, quarter_log)(noisy.x, noisy.sigma)
+    assert (plane_model(network)(noisy.x, noisy.sigma) - expected).abs().max() < 2e-15
+    usual = plane_model(network, quarter_log)(noisy.x, noisy.sigma)
     assert (EDMDenoiser(network)(noisy.x, noisy.sigma) - usual).abs().max() < 2e-15
     F = -network(x_t / 0.5, noisy.sigma.log() / 4)
     assert (noisy.cos * x_t - noisy.sin * 0.5 * F - usual).abs().max() < 2e-15
@@ -115,7 +115,7 @@ def test_the_velocity_is_that_of_the_path_and_of_the_ray(noisy):
     h = 1e-5
 
     def at(t, x):  # follow the ODE from t by 1 step of Heun so small that it is exact
-        sigma = trig_sigma(t)
+        sigma = sigma_from_angle(t)
         gap = (sigma - noisy.sigma)[:, None]
         middle = noisy.x + gap / 2 * noisy.slope
         return t.cos()[:, None] * (noisy.x + gap * slope(EXACT, middle, (sigma + noisy.sigma) / 2))
@@ -131,7 +131,7 @@ def test_the_velocity_is_that_of_the_path_and_of_the_ray(noisy):
 
 def test_a_turn_in_the_circle_is_eulers_step(noisy):
     """cos(s - t) x_t + sin(s - t) dx_t/dt, to 9e-16."""
-    target = trig_sigma(0.6 * noisy.t)
+    target = sigma_from_angle(0.6 * noisy.t)
     turn = (0.6 * noisy.t - noisy.t)[:, None]
     turned = turn.cos() * noisy.cos * noisy.x + turn.sin() * noisy.velocity
     stepped = euler_step(EXACT, noisy.x, noisy.sigma, target)
@@ -170,12 +170,12 @@ class ExactNetwork(nn.Module):
     """The network of the exact f: what a TrigFlow model would have to answer."""
 
     def forward(self, z, t, labels=None):
-        cos, sin, sigma = t.cos()[:, None], t.sin()[:, None], trig_sigma(t)
+        cos, sin, sigma = t.cos()[:, None], t.sin()[:, None], sigma_from_angle(t)
         return (F_EXACT(0.5 * z / cos, sigma) - cos * 0.5 * z) / (0.5 * sin)
 
 
 def test_the_tangent_of_the_exact_f_is_zero():
-    model, some = trig_model(ExactNetwork()), Noisy(64)
+    model, some = plane_model(ExactNetwork()), Noisy(64)
     assert (model(some.x, some.sigma) - F_EXACT(some.x, some.sigma)).abs().max() < 1e-13
     output, g = consistency_tangent(model, some.x, some.sigma, some.denoised)
     assert median(g) < 5e-6 and g.abs().max() < 1e-3
@@ -185,10 +185,10 @@ def test_the_tangent_of_the_exact_f_is_zero():
     ).abs().max() < 1e-13
 
 
-@pytest.mark.parametrize("c_noise", [trig_time, quarter_log])
+@pytest.mark.parametrize("c_noise", [angle_from_sigma, quarter_log])
 def test_the_tangent_is_cos_t_times_the_derivative_of_any_model(c_noise, noisy):
     torch.manual_seed(0)
-    model = trig_model(MLP().double(), c_noise)
+    model = plane_model(MLP().double(), c_noise)
     for clean in (noisy.denoised, noisy.x0):
         _, g = consistency_tangent(model, noisy.x, noisy.sigma, clean)
         direction = (noisy.x - clean) / noisy.sigma[:, None]
@@ -203,7 +203,7 @@ def test_its_parts_are_those_of_the_paper(noisy):
     """Step 4 of algorithm 1, and a warm-up that spares the first part."""
     torch.manual_seed(0)
     network = MLP().double().requires_grad_(False)
-    model, x_t = trig_model(network), noisy.cos * noisy.x
+    model, x_t = plane_model(network), noisy.cos * noisy.x
 
     def paper(share, second=0.5):
         tangents = (noisy.cos * noisy.sin * noisy.velocity, noisy.t.cos() * noisy.t.sin() * second)
@@ -222,7 +222,7 @@ def test_its_parts_are_those_of_the_paper(noisy):
 def test_the_gradient_of_the_loss_is_the_tangents(noisy):
     """grad of the mean of (F - F_ - g)² is that of -2 g F."""
     torch.manual_seed(0)
-    model = trig_model(MLP().double())
+    model = plane_model(MLP().double())
     output, g = consistency_tangent(model, noisy.x, noisy.sigma, noisy.denoised)
     assert output.requires_grad and not g.requires_grad
     F, grads = -output, []
@@ -236,7 +236,7 @@ def tangents_at(some, draws):
 
     They are affine in the clean point: three of them tell all.
     """
-    model, generator = trig_model(ExactNetwork()), torch.Generator().manual_seed(1)
+    model, generator = plane_model(ExactNetwork()), torch.Generator().manual_seed(1)
     at = [torch.zeros(2), *torch.eye(2)]
     zero, *ones = (
         consistency_tangent(model, some.x, some.sigma, p.to(some.x).expand_as(some.x))[1]
@@ -290,7 +290,7 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_change_agrees_with_central_differences(name, generator):
     make, shape = NETWORKS[name]
-    model = trig_model(make())
+    model = plane_model(make())
     x = draw_normal(torch.empty(6, *shape).double(), generator)
     clean, sigma = draw_normal(x, generator), torch.tensor([0.03, 0.2, 0.5, 1, 2, 4]).double()
     labels, h = torch.arange(6) % 3, 1e-3
@@ -346,7 +346,7 @@ def test_output_and_tangent_drop_the_same_entries(kind, generator):
         if hasattr(part, "dropout"):
             part.dropout = kind(0.5)
     loss, x = (
-        ContinuousConsistency(trig_model(net)),
+        ContinuousConsistency(plane_model(net)),
         draw_normal(torch.empty(4, 1, 8, 8), generator),
     )
     x, sigma = x.double(), torch.tensor([0.1, 0.5, 1.0, 3.0]).double()
@@ -384,7 +384,7 @@ class Spy(nn.Module):
 def test_what_is_differentiated_is_neither_compiled_nor_rounded(generator):
     spy = Spy()
     spy.unet._compiled_call_impl = called = lambda *args: None
-    loss = ContinuousConsistency(trig_model(spy))
+    loss = ContinuousConsistency(plane_model(spy))
     loss(torch.randn(4, 1, 8, 8), generator=generator)
     derivative, trained = spy.seen
     assert derivative == (None, None, False, True)
@@ -392,7 +392,7 @@ def test_what_is_differentiated_is_neither_compiled_nor_rounded(generator):
     spy.drop.p = 0.5
     loss(torch.randn(4, 1, 8, 8), generator=generator)
     assert spy.seen[2:] == [derivative]  # one pass for both
-    with pytest.raises(ZeroDivisionError), differentiable(spy):
+    with pytest.raises(ZeroDivisionError), differentiable(spy, torch.device("cpu")):
         assert spy.unet.precision is None
         raise ZeroDivisionError
     assert spy.unet.precision is torch.bfloat16 and spy.unet._compiled_call_impl is called
@@ -436,7 +436,7 @@ def test_the_loss_is_that_of_the_paper(generator):
             g = normalize_tangent(g, 0.2) if options["c"] else g
             value = g.square().mean(1)
             if "adaptive" in options:
-                w = weight(trig_time(sigma))
+                w = weight(angle_from_sigma(sigma))
                 value = w.exp() * value - w
             assert torch.allclose(found, value, rtol=1e-4, atol=1e-7)
 
@@ -485,7 +485,7 @@ def test_teacher_and_network_are_told_the_labels(generator):
 
     labels, network = torch.arange(64) % 2, Told()
     network.scale = nn.Parameter(torch.ones(()))
-    ContinuousConsistency(trig_model(network), Told())(batch(), labels, generator=generator)
+    ContinuousConsistency(plane_model(network), Told())(batch(), labels, generator=generator)
     assert len(seen) == 3 and all(found is labels for found in seen)
 
 
@@ -514,11 +514,11 @@ def test_training_takes_the_exact_network_nowhere(generator):
         def forward(self, z, t, labels=None):
             return super().forward(z, t, labels) + self.bend
 
-    loss = ContinuousConsistency(trig_model(Bent()), EXACT, c=None, warmup=0)
+    loss = ContinuousConsistency(plane_model(Bent()), EXACT, c=None, warmup=0)
     x = batch(16).double()
     loss(x, generator=generator).sum().backward()
     assert loss.online.network.bend.grad.norm() < 1e-4
-    loss = ContinuousConsistency(trig_model(Bent()), None, c=None, warmup=0)
+    loss = ContinuousConsistency(plane_model(Bent()), None, c=None, warmup=0)
     loss(x, generator=generator).sum().backward()
     assert loss.online.network.bend.grad.norm() > 1e-2  # noise, of mean 0
 
@@ -565,13 +565,13 @@ def test_a_checkpoint_restores_the_warmup(tmp_path):
 
 def test_short_training_makes_a_one_step_sampler(generator):
     bench = toy_benchmark("moons")
-    loss = ContinuousConsistency(trig_model(MLP(width=64)), EXACT, warmup=50)
+    loss = ContinuousConsistency(plane_model(MLP(width=64)), EXACT, warmup=50)
     batches = toy_batches(MOONS, 128, generator=generator)
     before = bench.evaluate(sample_one_step(loss.online, bench.noise))
     *_, state = train(loss, batches, steps=200, lr=5e-3, ema_decay=0.95, generator=generator)
     after = bench.evaluate(sample_one_step(state.ema.model, bench.noise))
     assert after["paired_error"] < 0.6 * before["paired_error"] and after["sliced_w2"] < 0.3
-    restart = float(trig_sigma(torch.tensor(1.1)))
+    restart = float(sigma_from_angle(torch.tensor(1.1)))
     again = sample_multistep(state.ema.model, bench.noise, [5.0, restart], generator=generator)
     assert again.isfinite().all() and not torch.equal(
         again, state.ema.model(bench.noise * 5, 5 * torch.ones(4000))
@@ -586,7 +586,7 @@ class Narrow(nn.Module):
 @pytest.mark.parametrize(
     ("action", "sentence"),
     [
-        (lambda: ContinuousConsistency(ConsistencyModel(MLP())), "coefficients=edm_coefficients"),
+        (lambda: ContinuousConsistency(ConsistencyModel(MLP())), "give trig_model"),
         (lambda: ContinuousConsistency(EDMDenoiser(MLP())), "must be a TrigFlow model"),
         (lambda: ContinuousConsistency(small(), warmup=-1), "warmup is -1"),
         (lambda: ContinuousConsistency(small(), c=0.0), "c 0.0"),
@@ -595,7 +595,7 @@ class Narrow(nn.Module):
             "the denoiser's output is",
         ),
         (
-            lambda: ContinuousConsistency(trig_model(Narrow()))(batch()),
+            lambda: ContinuousConsistency(plane_model(Narrow()))(batch()),
             "the network's output is",
         ),
         (
@@ -614,8 +614,8 @@ def test_bad_input_is_refused(action, sentence):
 
 def test_the_objectives_of_the_sweep(monkeypatch):
     teachers = {}
-    for name, c_noise in (("timed_teacher", quarter_log), ("trig_teacher", trig_time)):
-        teachers[c_noise] = trig_model(MLP(), c_noise).requires_grad_(False)
+    for name, c_noise in (("timed_teacher", quarter_log), ("trig_teacher", angle_from_sigma)):
+        teachers[c_noise] = plane_model(MLP(), c_noise).requires_grad_(False)
         found = teachers[c_noise], 7.0
         monkeypatch.setattr(lab, name, lambda *args, found=found: found)
     for setting in lab.CHOICES:

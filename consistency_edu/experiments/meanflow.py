@@ -26,6 +26,7 @@ from ..networks import MLP
 from ..pf_ode import EDMDenoiser
 from ..sampling import sample_multistep, sample_one_step
 from ..training import train
+from ..viz import plane
 
 # %% ../../nbs/lab/19_meanflow.ipynb #lab19007
 RUN = {
@@ -148,8 +149,7 @@ FIELD_LEVEL, FIELD_WIDTH, FIELD_SIDE = 0.7, 2.0, 21
 
 def lattice() -> Tensor:
     """Return the places of the field, `[21 · 21, 2]`, row by row from below."""
-    axis = torch.linspace(-FIELD_WIDTH, FIELD_WIDTH, FIELD_SIDE)
-    return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(-1, 2)
+    return plane(FIELD_WIDTH, FIELD_SIDE).flip(1)
 
 
 def run_field(setting: dict, seed: int) -> dict:

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from .. import viz
 from ..boot import Boot, BootStudent, SignalModel, empty_batches
-from ..consistency import ConsistencyModel, ExactConsistency, edm_coefficients
+from ..consistency import ConsistencyModel, ExactConsistency
 from ..consistency_training import ConsistencyTraining
 from ..data import check_choice, draw_normal, draw_points, toy, toy_batches
 from ..distillation import ConsistencyDistillation
@@ -46,7 +46,7 @@ from consistency_edu.progressive import (
 )
 from ..sampling import sample_multistep, sample_one_step
 from ..training import Fitted, fit
-from ..trigflow import ContinuousConsistency
+from ..trigflow import ContinuousConsistency, trig_model
 
 # %% ../../nbs/lab/22_toy.ipynb #aef660cf
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def train_ect(run: ToyRun, teacher: Callable) -> Fitted:
 
 def train_continuous(run: ToyRun, teacher: Callable, *, is_taught: bool, c: float | None) -> Fitted:
     """Distil `teacher` without a grid (sCD), or if not `is_taught` tune its weights (sCT)."""
-    online = run.from_teacher(functools.partial(ConsistencyModel, coefficients=edm_coefficients))
+    online = run.from_teacher(trig_model)
     warmup = run.config.steps // 4
     objective = ContinuousConsistency(online, teacher if is_taught else None, c=c, warmup=warmup)
     return run.fit(objective, "sCD" if is_taught else "sCT", lr=1e-3)
