@@ -32,7 +32,7 @@ from ..viz import image_grid
 class DigitsConfig:
     """All methods on 8×8 digits, on the CPU: one table (results/), one picture (images/).
 
-    About 12 minutes on 2 cores.  Every method is a run of its own in `out`/runs, so an interrupted
+    About 20 minutes on one core.  Every method is a run of its own in `out`/runs, so an interrupted
     table goes on where it stopped.
     """
 
