@@ -16,8 +16,9 @@ Scores: Fréchet distance, precision and recall of --samples samples against the
 the features of --features, and how many of 10,000 lie nearer to a training image, or to its mirror,
 than 95 % of the held-out images do; students with 1 and 2 steps, teachers with their own grid.  The
 learning
-curve has one-step distances, of at most 10,000 samples, at each fifth of a student's run.  `--floor`
-adds the scores of held-out images.  `--device cpu` is for rehearsals.
+curve has one-step distances, of at most 10,000 samples, at each fifth of a student's run.
+`--guidance 1 1.5 2` adds guidance.json for teachers with labels: 10,000 samples with each of these
+weights.  `--floor` adds the scores of held-out images.  `--device cpu` is for rehearsals.
 """
 
 import argparse
@@ -43,6 +44,7 @@ from consistency_edu.evaluation import (
     tell_numbers,
 )
 from consistency_edu.features import load_features
+from consistency_edu.guidance import Guided
 from consistency_edu.image_sets import load_images
 from consistency_edu.images import progress, setup, trainer
 from consistency_edu.images.methods import METHODS, override
@@ -150,12 +152,14 @@ def halves(weights):
 
 
 def samples_of(run, count, steps, device):
-    """Yield `count` samples of `run` in batches, always from the same noise."""
+    """Yield `count` samples of `run` in batches, always from the same noise; classes take turns."""
     rng, size = torch.Generator(device).manual_seed(0), min(BATCH, count)
+    classes = run.info["classes"] if run.recipe.labels else 0
+    labels = torch.arange(size, device=device) % classes if classes else None
     with torch.no_grad():
         for _ in range(count // size):
             noise = torch.randn(size, *run.shape, device=device, generator=rng)
-            yield run.sample(noise, steps=steps, generator=rng)
+            yield run.sample(noise, steps=steps, labels=labels, generator=rng)
 
 
 def fast(folder, device, steps=1):
@@ -229,6 +233,18 @@ def judge_job(name, judge, folder, args):
         learning_job(name, judge, run, folder, args)
 
 
+def guidance_job(name, judge, folder, args):
+    """Write the scores of the teacher in `folder`, guided with each of the weights asked for."""
+    run, file = fast(folder, args.device), args.out / name / "guidance.json"
+    plain, rows = run.model, json.loads(file.read_text()) if file.exists() else []
+    for weight in args.guidance:
+        run.model = plain if weight == 1 else Guided(plain, weight)
+        row = judge.score(samples_of(run, min(args.samples, 10_000), 1, args.device))
+        say(name, f"guidance {weight:g}:", tell_numbers(row).splitlines()[0])
+        rows.append({"weight": weight, **row})
+        write(file, sorted(rows, key=lambda row: row["weight"]))
+
+
 def learning_job(name, judge, run, folder, args):
     """Write the learning curve: one-step scores of the weights kept at each fifth, and at the end."""
     count = min(args.samples, 10_000)
@@ -263,6 +279,7 @@ def main():
     parser.add_argument("--samples", type=int, default=50_000)
     parser.add_argument("--until", type=float, default=float("inf"))
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--guidance", type=float, nargs="*", default=())
     parser.add_argument("--floor", action="store_true")
     args = parser.parse_args()
     jobs = [job_of(text, args.data, args.device) for text in args.jobs]  # before any work
@@ -278,7 +295,10 @@ def main():
             folder = train_job(name, recipe, extra, args.runs)
             keep(folder, args.out / name)
             judge = judge or Judge(args.features, train, args.runs, args.device, held)
-            judge_job(name, judge, folder, args)
+            if not (args.guidance and (args.out / name / "scores.json").exists()):
+                judge_job(name, judge, folder, args)
+            if args.guidance:
+                guidance_job(name, judge, folder, args)
         except Interrupted as stop:
             return say(name, stop)
         except Exception:  # the other jobs need not suffer
