@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .data import draw_normal, of_shape, per_sample
 from .files import InputError
 from .pf_ode import edm_objective
+from .sampling import sample_one_step
 from .score import call_denoiser, log_uniform_sigmas
 
 # %% ../nbs/20_matching.ipynb #dm200010
@@ -62,7 +63,8 @@ class DistributionMatching(nn.Module):
     `updates` + 1 steps it takes the first `updates`, with ln sigma ~ N(`log_mean`, `log_std`²), and
     `online` the last, at levels even in ln sigma from `low` to `high` (None: sigma_max).
     `weight(samples, teacher's guess, sigma) -> [B]` scales a row's gradient (None: 1).
-    `regression`, an objective of `online`, is added to its loss.
+    `regression`, an objective of `online`, is added to its loss.  With a level `middle` every other
+    sample is one of two steps: that of one step, with noise up to `middle`, jumps again.
     Source: DMD (Yin et al. 2024), algorithm 1; DMD2 for more updates than one.
     """
 
@@ -79,6 +81,7 @@ class DistributionMatching(nn.Module):
         log_std: float = 1.2,
         weight: Callable | None = None,
         regression: Callable | None = None,
+        middle: float | None = None,
     ):
         super().__init__()
         if updates < 0:
@@ -87,7 +90,7 @@ class DistributionMatching(nn.Module):
             )
         self.online, self.teacher, self.fake = online, teacher, fake
         self.draw_sigma = log_uniform_sigmas(low, high or online.sigma_max)
-        self.updates, self.weight = updates, weight
+        self.updates, self.weight, self.middle = updates, weight, middle
         self.law = {"log_mean": log_mean, "log_std": log_std}
         self.also_trained = (fake,) if updates else ()
         self._regression = regression and [regression]  # in a list: its weights are `online`'s
@@ -97,15 +100,30 @@ class DistributionMatching(nn.Module):
             edm_objective(fake, **self.law)  # check them now
 
     @property
+    def turns(self) -> int:
+        """After how many steps the two networks have both had their turns."""
+        return self.updates + 1
+
+    @property
     def is_fakes_turn(self) -> bool:
         """Whether the present step trains the fake denoiser."""
-        return self.step % (self.updates + 1) < self.updates
+        return self.step % self.turns < self.updates
+
+    @property
+    def is_second(self) -> bool:
+        """Whether the present samples are those of two steps."""
+        return self.middle is not None and self.step // self.turns % 2 == 1
 
     def sample(self, x: Tensor, labels: Tensor | None, generator: torch.Generator | None) -> Tensor:
         """Return one fresh sample of `online` for each row of `x` `[B, ...]`."""
-        start = self.online.sigma_max * draw_normal(x, generator)
-        top = start.new_full((len(x),), self.online.sigma_max)
-        return of_shape(self.online(start, top, labels), x.shape, "the sample")
+        noise, level = draw_normal(x, generator), self.online.sigma_max
+        start = level * noise
+        if self.is_second:
+            clean, level = sample_one_step(self.online, noise, labels), self.middle
+            added = (level**2 - self.online.sigma_min**2) ** 0.5
+            start = clean + added * draw_normal(x, generator)
+        answer = self.online(start, start.new_full((len(x),), level), labels)
+        return of_shape(answer, x.shape, "the sample")
 
     def fake_loss(
         self, samples: Tensor, labels: Tensor | None, generator: torch.Generator | None

@@ -7,12 +7,14 @@ __all__ = ['NETWORKS', 'CONSISTENCY', 'METHODS', 'OPTIMIZERS', 'RATES', 'PRECISI
            'WORDS', 'PixelMLP', 'network_options', 'pixel_mlp', 'image_unet', 'build_network', 'make_denoiser',
            'make_one_step', 'make_with_range', 'sigma_grid', 'wrap_teacher', 'distance_of', 'teacher_objective',
            'cd_objective', 'ct_objective', 'ict_objective', 'ect_objective', 'continuous_objective',
-           'meanflow_objective', 'pd_objective', 'direct_objective', 'boot_objective', 'Method', 'consistency_method',
-           'check_recipe', 'check_fields', 'override', 'needed', 'build_model', 'build_objective', 'make_scaler',
-           'check_start', 'network_in', 'copy_weights', 'to_sampler', 'draw_samples', 'evaluations']
+           'meanflow_objective', 'pd_objective', 'direct_objective', 'boot_objective', 'dmd_objective', 'Method',
+           'consistency_method', 'check_recipe', 'check_fields', 'override', 'needed', 'build_model', 'build_objective',
+           'make_scaler', 'check_start', 'network_in', 'copy_weights', 'to_sampler', 'draw_samples', 'evaluations']
 
 # %% ../../nbs/images/02_methods.ipynb #im020004
+import copy
 import dataclasses
+import functools
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from ..guidance import Guided, LabelDropout
 from .perceptual import perceptual_distance
 from .recipes import Recipe
 from ..improved import EasyTuning, ImprovedTraining
+from ..matching import DistributionMatching, inverse_error
 from ..meanflow import MeanFlow, MeanFlowModel
 from ..networks import MLP, UNETS, UNet, named_unet
 from consistency_edu.pf_ode import (
@@ -254,6 +257,21 @@ def boot_objective(
         solver={"heun": signal_heun, "euler": signal_euler}[recipe.solver],
     )
 
+
+def dmd_objective(recipe: Recipe, online: nn.Module, teacher: nn.Module, classes: int) -> nn.Module:
+    """Return distribution matching; its fake denoiser begins as the unguided teacher."""
+    fake = make_denoiser(recipe, copy.deepcopy(network_in(teacher)))
+    return DistributionMatching(
+        online,
+        teacher,
+        fake.requires_grad_(True),
+        updates=recipe.updates,
+        log_mean=recipe.log_mean,
+        log_std=recipe.log_std,
+        weight=inverse_error,
+        middle=recipe.middle,
+    )
+
 # %% ../../nbs/images/02_methods.ipynb #im020014
 @dataclass(frozen=True)
 class Method:
@@ -275,7 +293,16 @@ class Method:
     """whether its students answer at every level, so that samplers can add noise and jump again"""
 
 
-CONSISTENCY = ("teacher", "cd", "ct", "ict", "ect", "scd", "sct")  # their weights mean the same
+CONSISTENCY = (
+    "teacher",
+    "cd",
+    "ct",
+    "ict",
+    "ect",
+    "scd",
+    "sct",
+    "dmd",
+)  # their weights mean the same
 
 
 def consistency_method(
@@ -295,6 +322,7 @@ METHODS = {
     "scd": consistency_method(continuous_objective, trig_model, needs_teacher=True),
     "sct": consistency_method(continuous_objective, trig_model, needs_start=True),
     "meanflow": consistency_method(meanflow_objective, MeanFlowModel, starts=("meanflow",)),
+    "dmd": consistency_method(dmd_objective, needs_teacher=True, needs_data=False),
     "pd": Method(make_denoiser, pd_objective, ("teacher", "pd"), needs_teacher=True, steps=(1, 2)),
     "direct": Method(
         make_one_step,
@@ -314,6 +342,7 @@ METHODS = {
 
 # %% ../../nbs/images/02_methods.ipynb #ir000008
 OPTIMIZERS = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam}
+OPTIMIZERS["adam_without_momentum"] = functools.partial(torch.optim.Adam, betas=(0.0, 0.999))
 RATES = {"cosine": cosine_decay, "linear": linear_decay, "constant": lambda fraction: 1.0}
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CHOICES = {
@@ -328,7 +357,7 @@ CHOICES = {
     "solver": SOLVERS,
 }
 POSITIVE = ("batch", "steps", "lr", "log_std", "sigma_min", "sigma_max", "sigma_data", "enlarge")
-POSITIVE += ("last_round", "stages", "accumulate")
+POSITIVE += ("last_round", "stages", "accumulate", "updates")
 BELOW_1 = 1 - 1e-9
 LIMITS = {"batch": 10**6, "steps": 10**9, "minutes": 10**6, "lr": 100, "warmup": 10**9}
 LIMITS |= {
@@ -350,6 +379,7 @@ LIMITS |= {
     "stages": 100,
     "q": 10**4,
     "denoising": BELOW_1,
+    "updates": 100,
 }
 LIMITS |= {"drop_labels": 1, "dropout": 0.99, "ema": BELOW_1, "decay": BELOW_1, "mu0": BELOW_1}
 
