@@ -38,10 +38,17 @@ class Results:
         return self.runs.get(name, {}).get("scores", {}).get(str(steps), {}).get(key)
 
     def ratio(self, name: str, steps: int = 1) -> float | None:
-        """Return a distance over that of the run's teacher (of CT: of teacher-small), or None."""
+        """Return a distance over that of the run's teacher (of CT: of teacher-small), or None.
+
+        A guided student is compared with its teacher guided by the same weight.
+        """
         run, value = self.runs[name], self.score(name, steps)
         is_teacher = run["recipe"]["method"] == "teacher"
-        teacher = self.score(name if is_teacher else run.get("teacher", "teacher-small"))
+        source, weight = run.get("teacher", "teacher-small"), run["recipe"].get("guidance", 1.0)
+        teacher = self.score(name if is_teacher else source)
+        if weight != 1:
+            guided = self.runs.get(source, {}).get("guidance", [])
+            teacher = next((row["frechet"] for row in guided if row["weight"] == weight), None)
         return value / teacher if value and teacher else None
 
     def on_curve(self, name: str, sampler: str, nfe: int) -> dict:
@@ -61,7 +68,10 @@ def read_results(folder: str | Path = ROOT / "results" / "cifar10") -> Results:
     runs = {path.parent.name: read_json(path) for path in sorted(folder.glob("*/run.json"))}
     order = sorted(runs, key=lambda name: runs[name]["recipe"]["method"] != "teacher")
     scores = {name: read_json(folder / name / "scores.json") for name in order}
-    found = {name: runs[name] | {"scores": scores[name]} for name in order}
+    guided = {name: read_json(folder / name / "guidance.json") or [] for name in order}
+    found = {
+        name: runs[name] | {"scores": scores[name], "guidance": guided[name]} for name in order
+    }
     return Results(found, {name: read_json(folder / f"{name}.json") for name in FILES})
 
 
@@ -119,6 +129,18 @@ def against_nfe(results: Results) -> str:
     return table("run,sampler,NFE,Fréchet distance,samples,noise levels", rows)
 
 
+def guidance(results: Results) -> str:
+    """Return the table of teachers with classes, guided by different weights."""
+    rows = []
+    for name, run in results.runs.items():
+        plain = run["scores"].get("1") if run["guidance"] else None
+        curve = [{"weight": 1.0, **plain}] if plain else []
+        for row in [*curve, *run["guidance"]]:
+            told = [f"{row['weight']:g}", f"{row['frechet']:.2f}"]
+            rows.append([f"`{name}`", *told, *(x for i, x in enumerate(judged(row)) if i != 2)])
+    return table("run,weight,Fréchet distance,precision,recall,samples", rows)
+
+
 def speeds(results: Results) -> str:
     """Return the table of samples per second."""
     rows = [
@@ -167,7 +189,8 @@ def card(results: Results) -> str:
 
 def tables(results: Results) -> str:
     """Return all tables, each under its title."""
-    parts = {"Quality": quality, "Quality against NFE": against_nfe, "Samples per second": speeds}
+    parts = {"Quality": quality, "Guided teachers": guidance, "Quality against NFE": against_nfe}
+    parts |= {"Samples per second": speeds}
     parts |= {"Costs": costs, "The same noises": same_noise, "The card": card}
     return "\n\n".join(f"## {title}\n\n{make(results)}" for title, make in parts.items())
 

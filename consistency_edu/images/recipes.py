@@ -529,7 +529,7 @@ GUIDED_RECIPES = (
         batch=512, minutes=7, lr=3e-4, rate="cosine", warmup=200, optimizer="adam", ema=0.999,
         sigma_min=2e-3, sigma_max=80.0, sigma_data=0.5, middle=0.8,
         points=18, solver="heun", decay=0.0, distance="pseudo_huber", weight="inverse_gap",
-        guidance=1.5,
+        guidance=2.0,
     ),
     Recipe(
         "cifar10-teacher-mini-labels", method="teacher",
@@ -550,7 +550,7 @@ GUIDED_RECIPES = (
         batch=512, minutes=7, lr=3e-4, rate="cosine", warmup=200, optimizer="adam", ema=0.999,
         sigma_min=2e-3, sigma_max=80.0, sigma_data=0.5, middle=0.8,
         points=18, solver="heun", decay=0.0, distance="pseudo_huber", weight="inverse_gap",
-        guidance=1.5,
+        guidance=2.0,
     ),
     Recipe(
         "cifar10-dmd-small-guided", method="dmd", source="cifar10-teacher-small-labels",
@@ -561,18 +561,7 @@ GUIDED_RECIPES = (
         batch=512, minutes=7, lr=1e-4, rate="cosine", warmup=200,
         optimizer="adam_without_momentum", ema=0.999,
         sigma_min=2e-3, sigma_max=80.0, sigma_data=0.5, middle=0.8,
-        log_mean=-1.2, log_std=1.2, updates=1, guidance=1.5,
-    ),
-    Recipe(
-        "cifar10-dmd-mini-guided", method="dmd", source="cifar10-teacher-small-labels",
-        about="Distribution matching of the larger teacher with classes, guided, to be started "
-        "from a CD student (--start), our settings for 7 minutes of a GPU.",
-        data="cifar10", labels=True, network="mini", device="cuda",
-        precision="float16", compiles="networks",
-        batch=512, minutes=7, lr=1e-4, rate="cosine", warmup=200,
-        optimizer="adam_without_momentum", ema=0.999,
-        sigma_min=2e-3, sigma_max=80.0, sigma_data=0.5, middle=0.8,
-        log_mean=-1.2, log_std=1.2, updates=1, guidance=1.5,
+        log_mean=-1.2, log_std=1.2, updates=1, guidance=2.0,
     ),
 )
 # fmt: on
