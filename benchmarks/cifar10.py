@@ -154,12 +154,10 @@ def halves(weights):
 def samples_of(run, count, steps, device):
     """Yield `count` samples of `run` in batches, always from the same noise; classes take turns."""
     rng, size = torch.Generator(device).manual_seed(0), min(BATCH, count)
-    classes = run.info["classes"] if run.recipe.labels else 0
-    labels = torch.arange(size, device=device) % classes if classes else None
     with torch.no_grad():
         for _ in range(count // size):
             noise = torch.randn(size, *run.shape, device=device, generator=rng)
-            yield run.sample(noise, steps=steps, labels=labels, generator=rng)
+            yield run.sample(noise, steps=steps, generator=rng)
 
 
 def fast(folder, device, steps=1):

@@ -27,10 +27,10 @@ from consistency_edu.images.runs import load_pretrained
 from consistency_edu.sampling import Clamped, sample_one_step
 
 
-def second_jump(model, first, level, seed):
-    """Noise the answers `first` to `level`, and jump again."""
+def second_jump(model, first, level, seed, labels=None):
+    """Noise the answers `first` of `labels` to `level`, and jump again."""
     noisy = add_noise(first, level, model.sigma_min, torch.Generator().manual_seed(seed))
-    return model(noisy, torch.full((len(first),), level, device=first.device))
+    return model(noisy, torch.full((len(first),), level, device=first.device), labels)
 
 
 def batches(run, seed, count, size):
@@ -39,9 +39,10 @@ def batches(run, seed, count, size):
     for number in range(count // size):
         fresh, device = 10_000 * seed + number, next(run.model.parameters()).device
         noise = torch.randn(size, *run.shape, generator=rng).to(device)
-        first = sample_one_step(run.model, noise)
-        free = second_jump(run.model, first, level, fresh)
-        cut = second_jump(Clamped(run.model), first.clamp(-1, 1), level, fresh)
+        labels = run.labels_in_turn(size, device)
+        first = sample_one_step(run.model, noise, labels)
+        free = second_jump(run.model, first, level, fresh, labels)
+        cut = second_jump(Clamped(run.model), first.clamp(-1, 1), level, fresh, labels)
         yield first, free.clamp(-1, 1), cut, (number, fresh)
 
 
@@ -59,7 +60,8 @@ def measure(run, seed, args, network, whole):
         sums["beyond"] += float((first.abs() > 1).double().mean()) / count
         sums["apart"] += square(free, cut) / count
         if number == 0:  # the yardstick, from one batch
-            other = second_jump(run.model, first, run.recipe.middle, fresh + 5_000)
+            labels = run.labels_in_turn(len(first), first.device)
+            other = second_jump(run.model, first, run.recipe.middle, fresh + 5_000, labels)
             other_noise = square(free, other.clamp(-1, 1)) ** 0.5
         for name, images in (("free", free), ("clamped", cut)) if network else ():
             features = network(to_pixels(images))
@@ -92,7 +94,7 @@ def machine(device):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--student", default="cifar10-cd-mini")
+    parser.add_argument("--student", default="cifar10-mini")
     parser.add_argument("--data", default="", help="images to compare with; none: no distances")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=2000, help="for each seed")

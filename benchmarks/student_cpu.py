@@ -58,7 +58,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", nargs="?", default="cifar10-cd-mini", help="a name, or a folder")
+    parser.add_argument("run", nargs="?", default="cifar10-mini", help="a name, or a folder")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 16, 32, 64, 128])
     parser.add_argument("--precision", choices=(*PRECISIONS, "fast"), default="fast")
@@ -73,7 +73,7 @@ def main():
         f"torch {torch.__version__}, {precision}; {recipe.name}, "
         f"{sum(p.numel() for p in network.parameters()):,} weights"
     )
-    draw = lambda noise: sample_one_step(run.model, noise)
+    draw = lambda noise: sample_one_step(run.model, noise, run.labels_in_turn(len(noise)))
     work, product = bounds(draw, run.shape)
     print(
         f"{work:.2f} GFLOP an image; float32 matrix products run at {product:.0f} GFLOP/s, enough "

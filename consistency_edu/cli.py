@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OWN', 'FIELDS', 'FILES', 'EDITS', 'COMMANDS', 'REMEDIES', 'toy_command', 'digits_command', 'print_paths',
            'TrainConfig', 'split_changes', 'train_command', 'helpful', 'sources_of', 'out_of', 'SampleConfig',
-           'check_sample', 'sigmas_for', 'noise_for', 'class_number', 'labels_for', 'walk', 'as_png', 'png_of',
-           'sample_command', 'RecipesConfig', 'DoctorConfig', 'recipes_command', 'doctor_command', 'examine',
+           'check_sample', 'sigmas_for', 'noise_for', 'class_number', 'labels_of', 'labels_for', 'walk', 'as_png',
+           'png_of', 'sample_command', 'RecipesConfig', 'DoctorConfig', 'recipes_command', 'doctor_command', 'examine',
            'installed', 'gpus', 'SweepConfig', 'all_sweeps', 'sweep_command', 'EvaluateConfig', 'is_of_images',
            'check_evaluation', 'file_of', 'images_to_compare', 'sample_batches', 'held_out', 'warn_if_few',
            'evaluate_command', 'rows_for', 'EditConfig', 'edit_command', 'check_edit', 'read_image', 'read_mask',
@@ -274,17 +274,20 @@ def class_number(word: str, run: Run) -> int:
     return int(word)
 
 
+def labels_of(run: Run, words: Sequence[str], count: int) -> Tensor | None:
+    """Return the classes `words`, in turn, for `count` images; None if there are no words."""
+    if words and not run.recipe.labels:
+        raise InputError("this model was trained without classes: leave --labels off.")
+    chosen = torch.tensor([class_number(str(word), run) for word in words])
+    return chosen[torch.arange(count) % len(words)] if words else None
+
+
 def labels_for(run: Run, config: SampleConfig, count: int) -> Tensor | None:
     """Return the classes of `count` images, or None for a model without; one a row if they mix."""
-    classes = run.info["classes"]
-    if not run.recipe.labels:
-        if config.labels:
-            raise InputError("this model was trained without classes: leave --labels off.")
-        return None
-    words = [class_number(str(word), run) for word in config.labels]
-    chosen = torch.tensor(words or range(classes))
-    place = torch.arange(count) // (config.ncol if config.interpolate else 1)
-    return chosen[place % len(chosen)]
+    times = config.ncol if config.interpolate else 1
+    found = labels_of(run, config.labels, count // times)
+    found = run.labels_in_turn(count // times) if found is None else found
+    return None if found is None else found.repeat_interleave(times)
 
 # %% ../nbs/23_cli.ipynb #sa000003part1
 def walk(run: Run, noise: Tensor, levels: Tensor, labels: Tensor | None, generator) -> Tensor:
@@ -644,6 +647,9 @@ class EditConfig:
     """decreasing noise levels instead of --steps; for denoise the image's own"""
     count: int = 1
     """answers side by side; interpolate: pictures on the way"""
+    labels: tuple[str, ...] = ()
+    """the class of the image, by name or else by number, for students that know classes; several
+    are taken in turn for the --count answers"""
     patch: int = 2
     """superres: the side of the patch that one given pixel stands for"""
     seed: int = 0
@@ -720,7 +726,8 @@ def keep_and_fill(config: EditConfig, run: Run, operator: Operator) -> Tensor:
     patch = config.patch if config.task == "superres" else 1
     image = read_image(config.image, run.shape, patch).expand(config.count, *run.shape)
     sigmas = config.sigmas or geometric(0.1, 1.0, config.steps)
-    x = edit(run.model, image, operator, sigmas, generator=generator_of(config))
+    options = {"labels": labels_of(run, config.labels, len(image))}
+    x = edit(run.model, image, operator, sigmas, generator=generator_of(config), **options)
     gap = float((operator.kept(x) - operator.kept(image)).abs().max())
     print(f"kept to within {gap:.0e}, before rounding to 8 bits")
     return x
@@ -752,20 +759,23 @@ def stroke(config: EditConfig, run: Run) -> Tensor:
     """Make images after a sketch; by default from level 0.8."""
     image = read_image(config.image, run.shape).expand(config.count, *run.shape)
     sigmas = config.sigmas or (0.8, 0.4)
-    return renoise_and_denoise(run.model, image, sigmas, generator=generator_of(config))
+    options = {"labels": labels_of(run, config.labels, len(image))}
+    return renoise_and_denoise(run.model, image, sigmas, generator=generator_of(config), **options)
 
 
 def denoise_image(config: EditConfig, run: Run) -> Tensor:
     """Jump from a noisy image's own level."""
     if len(config.sigmas) != 1:
         raise InputError("denoise starts at the image's own noise level: give it, as --sigmas 0.3.")
-    return denoise(run.model, read_image(config.image, run.shape), config.sigmas[0])
+    image = read_image(config.image, run.shape)
+    return denoise(run.model, image, config.sigmas[0], labels=labels_of(run, config.labels, 1))
 
 
 def walk_between(config: EditConfig, run: Run) -> Tensor:
     """Return images on the way between two noises."""
     ends = torch.randn(2, 1, *run.shape, generator=generator_of(config))
-    return interpolate(run.model, *ends, max(config.count, 2))[:, 0]
+    options = {"labels": labels_of(run, config.labels, 1)}
+    return interpolate(run.model, *ends, max(config.count, 2), **options)[:, 0]
 
 # %% ../nbs/23_cli.ipynb #ed190004part1
 EDITS: dict[str, Callable[[EditConfig, Run], Tensor]] = {

@@ -53,7 +53,8 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
-METHODS = ("teacher", "cd", "ct", "ict", "ect", "scd", "sct", "meanflow", "pd", "direct", "boot")
+METHODS = ("teacher", "cd", "ct", "ict", "ect", "scd", "sct", "meanflow", "dmd", "pd", "direct")
+METHODS += ("boot",)
 KINDS = [f"{method}{labels}" for labels in ("", "-labels") for method in METHODS]
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from consistency_edu.cli import EDITS
 
-JUMPS = ("cd", "ct", "ict", "ect", "scd", "sct", "meanflow")  # from any level
+JUMPS = ("cd", "ct", "ict", "ect", "scd", "sct", "meanflow", "dmd")  # from any level
 
 
 @pytest.fixture

@@ -110,7 +110,8 @@ def course(recipe, folder, teacher):
 
 
 @pytest.mark.parametrize(
-    "method", ["teacher", "cd", "ct", "ict", "ect", "scd", "sct", "meanflow", "boot", "direct"]
+    "method",
+    ["teacher", "cd", "ct", "ict", "ect", "scd", "sct", "meanflow", "dmd", "boot", "direct"],
 )
 def test_two_and_three_workers_repeat_one(method, teacher, tmp_path):
     recipe = dataclasses.replace(RECIPES[f"digits-{method}"], lr=1e-3, batch=12, pairs=24)

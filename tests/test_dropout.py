@@ -156,7 +156,7 @@ def test_our_own_masks_are_the_same_in_any_layout():
 
 FINE = {"points": 1281, "s0": 1280, "s1": 1280, "sigma_max": 80.0, "stages": 1, "q": 4096.0}
 PASSES = {"teacher": 1, "cd": 2, "ct": 2, "ict": 2, "ect": 2, "scd": 1, "sct": 1, "meanflow": 1}
-PASSES |= {"pd": 1, "direct": 1, "boot": 2}
+PASSES |= {"pd": 1, "direct": 1, "boot": 2, "dmd": 1}
 
 
 def recipe(method, dropout, **changes):

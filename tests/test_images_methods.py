@@ -158,7 +158,7 @@ def test_every_method_trains_and_samples(method, generator):
     recipe, objective = objective_of(method)
     x = (
         torch.full((6, *SHAPE), float("nan"))
-        if method in ("direct", "boot")
+        if method in ("direct", "boot", "dmd")
         else torch.rand(6, *SHAPE)
     )
     loss = objective(x, generator=generator)
@@ -369,7 +369,7 @@ def test_the_families_are_complete():
             needs = method not in ("teacher", "ct", "ict", "meanflow")
             assert recipe.source == (family.format("teacher") if needs else "")
             assert (recipe.device == "cpu") == family.startswith("digits")
-    assert left_out <= {"ict", "ect", "scd", "sct", "meanflow"}  # no -mini of these, say
+    assert left_out <= {"ict", "ect", "scd", "sct", "meanflow", "dmd"}  # no -mini of these, say
 
 
 @pytest.mark.parametrize(

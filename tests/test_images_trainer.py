@@ -105,7 +105,7 @@ def test_by_steps_the_length_is_left_alone():
 
 
 @pytest.mark.parametrize(
-    "method", ["cd", "ct", "ict", "ect", "scd", "sct", "meanflow", "pd", "direct", "boot"]
+    "method", ["cd", "ct", "ict", "ect", "scd", "sct", "meanflow", "dmd", "pd", "direct", "boot"]
 )
 def test_every_method_leaves_a_whole_run(method, teacher, tmp_path):
     folder = train_recipe(short(f"digits-{method}"), tmp_path / method, **needs(method, teacher))
@@ -600,7 +600,7 @@ def test_a_checkpoint_that_says_nothing_of_it_is_resumed(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def students(teacher, tmp_path_factory):
     place = tmp_path_factory.mktemp("students")
-    methods = ("cd", "ct", "ict", "ect", "scd", "sct", "meanflow", "pd", "direct", "boot")
+    methods = ("cd", "ct", "ict", "ect", "scd", "sct", "meanflow", "dmd", "pd", "direct", "boot")
     return {
         m: train_recipe(short(f"digits-{m}", steps=2), place / m, **needs(m, teacher))
         for m in methods
@@ -618,7 +618,7 @@ def test_only_a_teacher_can_teach(students, tmp_path, capsys):
 
 
 def test_weights_to_start_from_mean_the_same(students, teacher, tmp_path):
-    alike = ("cd", "ct", "ict", "ect", "scd", "sct")
+    alike = ("cd", "ct", "ict", "ect", "scd", "sct", "dmd")
     pairs = {(a, b) for a in alike for b in alike} | {(m, m) for m in students}
     for method, student in students.items():
         for begun in ("teacher", *students):
@@ -642,7 +642,7 @@ def test_edits_need_a_student_that_jumps_from_any_level(students, teacher, tmp_p
         for task in tasks:
             status = main(["edit", str(run), *task, f"--out={tmp_path / 'y.png'}"])
             said = capsys.readouterr().err
-            fits = method in ("cd", "ct", "ict", "ect", "scd", "sct", "meanflow") or (
+            fits = method in ("cd", "ct", "ict", "ect", "scd", "sct", "meanflow", "dmd") or (
                 task == tasks[1] and method != "teacher"
             )
             assert status == (0 if fits else 2), said
@@ -800,7 +800,7 @@ def floats_of(module):
 
 
 @pytest.mark.parametrize(
-    "method", ["cd", "ct", "ict", "ect", "scd", "sct", "meanflow", "pd", "direct", "boot"]
+    "method", ["cd", "ct", "ict", "ect", "scd", "sct", "meanflow", "dmd", "pd", "direct", "boot"]
 )
 def test_where_float64_is_missing_runs_go_on_in_float32(method, teacher, tmp_path, monkeypatch):
     for module in (acceleration, data, evaluation, guidance, image_loader, progressive):

@@ -17,7 +17,7 @@ from consistency_edu.data import InputError, load_digits
 from consistency_edu.images import runs
 from consistency_edu.images.runs import load_pretrained, load_run, pretrained_names, read_json
 
-NAMES = ("cifar10-cd-mini", "digits-cd")
+NAMES = ("cifar10-mini", "digits-cd")
 PACKAGE = runs.PRETRAINED
 
 
@@ -94,7 +94,7 @@ def test_they_load_in_32_bits_and_sample_without_a_network(name, shape, monkeypa
 
 
 def test_networks_for_images_lie_channels_last():
-    network = load_pretrained("cifar10-cd-mini").model.network
+    network = load_pretrained("cifar10-mini").model.network
     convolutions = [p for p in network.parameters() if p.ndim == 4 and p.shape[-1] == 3]
     assert len(convolutions) > 20
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
@@ -102,20 +102,20 @@ def test_networks_for_images_lie_channels_last():
 
 def test_fast_means_bfloat16_where_it_has_units_and_draws_the_same(monkeypatch):
     noise = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    draw = lambda **options: load_pretrained("cifar10-cd-mini", **options).sample(noise)  # noqa: E731
+    draw = lambda **options: load_pretrained("cifar10-mini", **options).sample(noise)  # noqa: E731
     full = draw(precision="float32")
     for has_units in (True, False):
         monkeypatch.setattr(runs, "has_bfloat16_units", lambda device, has=has_units: has)
-        precision = load_pretrained("cifar10-cd-mini").model.network.precision
+        precision = load_pretrained("cifar10-mini").model.network.precision
         assert precision is (torch.bfloat16 if has_units else None)
-        assert load_run("cifar10-cd-mini").model.network.precision is None  # unless asked for
-        assert load_run("cifar10-cd-mini", precision="fast").model.network.precision is precision
+        assert load_run("cifar10-mini").model.network.precision is None  # unless asked for
+        assert load_run("cifar10-mini", precision="fast").model.network.precision is precision
         near, apart = draw(), (full - full.roll(1, 0)).square().mean().sqrt()
         error = (near - full).square().mean().sqrt()
         assert near.dtype == torch.float32 and error < 0.03 * apart  # rounding, no other images
         assert bool(error > 0) == has_units
     with pytest.raises(InputError, match="did you mean 'bfloat16'"):
-        load_pretrained("cifar10-cd-mini", precision="bfloat")
+        load_pretrained("cifar10-mini", precision="bfloat")
 
 
 def test_units_for_bfloat16_are_asked_of_the_device(monkeypatch):
@@ -132,7 +132,7 @@ def test_units_for_bfloat16_are_asked_of_the_device(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("cifar10-cd", "cifar10-cd-mini"), ("digit-cd", "digits-cd")]
+    ("name", "near"), [("cifar10-min", "cifar10-mini"), ("digit-cd", "digits-cd")]
 )
 def test_wrong_names_are_answered_with_the_nearest(name, near, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -142,6 +142,38 @@ def test_wrong_names_are_answered_with_the_nearest(name, near, tmp_path, monkeyp
         assert "\n" not in str(error.value) and all(known in str(error.value) for known in NAMES)
     with pytest.raises(InputError, match="there is no pretrained student '../digits-cd'"):
         load_pretrained("../digits-cd")
+
+
+def test_a_name_of_before_is_answered_with_that_of_today():
+    for load in (load_pretrained, load_run):
+        with pytest.raises(InputError, match="has given way to 'cifar10-mini', which knows cla"):
+            load("cifar10-cd-mini")
+
+
+def test_a_student_with_classes_draws_what_it_is_told():
+    run = load_pretrained("cifar10-mini", precision="float32")
+    noise = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).repeat(
+        12, 1, 1, 1
+    )
+    in_turn, horses = run.sample(noise), run.sample(noise, labels=torch.full((12,), 7))
+    assert run.labels_in_turn(12).tolist() == [*range(10), 0, 1]
+    assert load_pretrained("digits-cd").labels_in_turn(12) is None
+    apart = (in_turn[:10] - horses[:10]).square().flatten(1).mean(1).sqrt()
+    assert apart[7] < 1e-4 and all(apart[k] > 0.1 for k in range(10) if k != 7)
+
+
+def test_an_edit_is_told_the_class(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["edit", "cifar10-mini", "--task", "interpolate", "--count", "2", "--seed", "3"]
+    pictures = []
+    for labels in (["--labels", "horse"], ["--labels", "7"], ["--labels", "ship"], []):
+        assert main([*words, "--out", "walk.png", *labels]) == 0
+        pictures.append((tmp_path / "walk.png").read_bytes())
+    assert pictures[0] == pictures[1] and len(set(pictures)) == 3
+    assert main([*words, "--out", "walk.png", "--labels", "hors"]) == 2
+    assert "did you mean 'horse'" in capsys.readouterr().err
+    assert main(["edit", "digits-cd", *words[2:], "--out", "walk.png", "--labels", "7"]) == 2
+    assert "trained without classes: leave --labels off" in capsys.readouterr().err
 
 
 def test_a_name_stands_for_a_folder_but_a_folder_goes_first(students, tmp_path, monkeypatch):

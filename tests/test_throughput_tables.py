@@ -30,7 +30,7 @@ def test_the_student_is_told_of_each_cpu_the_fastest_first(monkeypatch, tmp_path
         ("a", "Slow CPU (AVX2)", "float32", 30.0),
         ("b", "Some(R) CPU Processor (AVX512)", "bfloat16", 120.6),
     ):
-        text = f"{cpu}, 2 threads, torch 2, {word}; cifar10-cd-mini, 7 weights\n"
+        text = f"{cpu}, 2 threads, torch 2, {word}; cifar10-mini, 7 weights\n"
         text += "batch   4, channel by channel  900.0 images/s,  9.0 a core\n"
         text += f"batch   4, channels last   {rate} images/s,  9.0 a core\n"
         text += "batch   8, channels last     7.0 images/s,  3.5 a core\n"

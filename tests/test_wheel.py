@@ -122,7 +122,7 @@ def test_the_students_travel_in_the_wheel(user_python, tmp_path):
     code = """
 import torch
 from consistency_edu import load_pretrained
-for name in ("digits-cd", "cifar10-cd-mini"):
+for name in ("digits-cd", "cifar10-mini"):
     run = load_pretrained(name)
     print(name, list(run.sample(torch.randn(2, *run.shape)).shape))
 """
@@ -134,14 +134,14 @@ for name in ("digits-cd", "cifar10-cd-mini"):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "digits-cd [2, 1, 8, 8]\ncifar10-cd-mini [2, 3, 32, 32]\n"
+    assert done.stdout == "digits-cd [2, 1, 8, 8]\ncifar10-mini [2, 3, 32, 32]\n"
 
 
 def test_the_wheel_is_small_and_holds_no_pictures(wheel):
     assert wheel.stat().st_size < 20e6
     names = zipfile.ZipFile(wheel).namelist()
     assert not [name for name in names if name.endswith((".png", ".ipynb", ".jsonl"))]
-    assert "consistency_edu/pretrained/cifar10-cd-mini/card.md" in names
+    assert "consistency_edu/pretrained/cifar10-mini/card.md" in names
 
 
 def test_type_checkers_are_told_that_the_package_has_types(wheel, source):

@@ -1,8 +1,8 @@
 """Make a student that comes with the course out of a finished run.
 
-    python tools/pretrain.py runs/cd-mini cifar10-cd-mini --data cifar10 \\
+    python tools/pretrain.py runs/cd-mini-guided cifar10-mini --data cifar10 \\
         --note "the images were CIFAR-10 as lossy JPEGs" \\
-        --teacher runs/cifar10-teacher-small --start runs/cifar10-teacher-mini
+        --teacher runs/cifar10-teacher-small-labels --start runs/cifar10-teacher-mini-labels
 
 writes consistency_edu/pretrained/NAME/{model.safetensors,run.json,card.md}: weights rounded to 16
 bits, their checksum, and a card with data, commands, scores (those of scores.json in the run's

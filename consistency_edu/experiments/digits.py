@@ -76,6 +76,7 @@ METHOD_NAMES = {
     "scd": "sCD",
     "sct": "sCT",
     "meanflow": "MeanFlow",
+    "dmd": "DMD",
     "pd": "PD",
     "boot": "BOOT",
 }

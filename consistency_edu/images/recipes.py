@@ -205,6 +205,15 @@ DIGITS_RECIPES = (
         log_mean=-1.0, log_std=2.0, power=0.75,
     ),
     Recipe(
+        "digits-dmd", method="dmd", source="digits-teacher",
+        about="Distribution matching, no data; a step of the fake denoiser, one of the student.",
+        data="digits", network="mlp", device="cpu",
+        batch=256, steps=6000, lr=3e-4, rate="cosine", warmup=50,
+        optimizer="adam_without_momentum", ema=0.999,
+        sigma_min=2e-3, sigma_max=10.0, sigma_data=0.54, middle=0.6,
+        log_mean=-0.8, log_std=1.2, updates=1,
+    ),
+    Recipe(
         "digits-pd", method="pd", source="digits-teacher",
         about="Progressive distillation from 16 Heun steps to 1.",
         data="digits", network="mlp", device="cpu",
