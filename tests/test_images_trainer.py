@@ -120,7 +120,7 @@ def test_every_method_leaves_a_whole_run(method, teacher, tmp_path):
     if method == "pd":
         assert not torch.equal(load_run(folder, steps=2).sample(noise), one)
     text = (folder / "card.md").read_text()
-    assert ("no data" in text) == (method in ("direct", "boot")) and "limits" in text
+    assert ("no data" in text) == (method in ("dmd", "direct", "boot")) and "limits" in text
 
 
 def interrupt_at(step, number=signal.SIGINT):

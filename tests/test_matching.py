@@ -404,3 +404,51 @@ def test_a_wrong_shape_is_refused(broken, generator):
     parts = {"online": student(), "teacher": EXACT, "fake": EXACT, "updates": 0, **broken}
     with pytest.raises(InputError, match="shape|should"):
         DistributionMatching(**parts)(data(), generator=generator)
+
+
+# ------------------------------------------------------------------ a second step
+
+
+class Recording(nn.Module):
+    """A student that multiplies by a weight, and remembers the levels that it was asked at."""
+
+    sigma_min, sigma_max = 0.3, 5.0
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.asked = nn.Parameter(torch.tensor(0.5).double()), []
+
+    def forward(self, x, sigma, labels=None):
+        self.asked.append((float(sigma[0]), x.requires_grad, torch.is_grad_enabled()))
+        return self.weight * x
+
+
+def test_every_other_sample_is_one_of_two_steps(generator):
+    still = lambda x, sigma, labels=None: torch.zeros_like(x)
+    options = {"updates": 0, "low": 0.1, "high": 0.2}
+    task = DistributionMatching(Recording(), still, still, middle=0.5, **options)
+    x = torch.empty(20_000, 2, dtype=torch.float64)
+    spread = []
+    for _ in range(4):
+        task.online.asked.clear()
+        spread.append(float(task.sample(x, None, generator).detach().std()))
+        if task.is_second:  # the first jump has no gradient, and the second starts from its end
+            assert task.online.asked == [(5.0, False, False), (0.5, False, True)]
+        else:
+            assert task.online.asked == [(5.0, False, True)]
+        task.after_step()
+    one = 0.5 * 5.0
+    two = 0.5 * math.sqrt(one**2 + 0.5**2 - 0.3**2)
+    assert spread == pytest.approx([one, two, one, two], rel=0.03)
+
+
+def test_both_networks_see_samples_of_both_kinds():
+    task = DistributionMatching(
+        ConsistencyModel(MLP(width=16), sigma_max=5.0), EXACT, denoiser(), updates=2, middle=0.5
+    )
+    assert task.turns == 3
+    kinds = []
+    for step in range(6):
+        task.step = step
+        kinds.append((task.is_fakes_turn, task.is_second))
+    assert kinds == [(True, False)] * 2 + [(False, False)] + [(True, True)] * 2 + [(False, True)]
