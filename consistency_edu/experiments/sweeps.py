@@ -94,12 +94,12 @@ def one_run(work: Callable[[dict, int], dict], run: dict) -> dict:
 
 
 def rounded(value):
-    """Return `value`, numbers in lists and dicts, with the 6 digits that a measurement has."""
+    """Return `value`, numbers in lists and dicts, with 8 digits: a float32 has no more."""
     if isinstance(value, dict):
         return {key: rounded(one) for key, one in value.items()}
     if isinstance(value, list):
         return [rounded(one) for one in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    return float(f"{value:.8g}") if isinstance(value, float) else value
 
 
 def write_rows(path: Path, sweep: Sweep, rows: Sequence[dict], order: Sequence[str]) -> None:
