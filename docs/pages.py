@@ -13,7 +13,7 @@ from PIL import Image, ImageSequence
 
 WIDE = 600  # pixels of a picture that scrolls on a phone, where its letters would be too small
 PICTURE = re.compile(r'<img (?=[^>]*?src="((?:\.\./)*_images/([^"]+))")[^>]*?/?>')
-SIZE = re.compile(r' style="width: (\d+)(?:px)?; height: (\d+)(?:px)?;?"')
+SIZE = re.compile(r' (width|height)="(\d+)"')
 PROMISE = re.compile(r"<blockquote>\s*<div>\s*<p>(.*?)</p>", re.S)
 
 
@@ -31,10 +31,10 @@ def dress(app, tag: str, address: str, name: str) -> str:
     """
     (source,) = (Path(app.srcdir) / path for path, to in app.builder.images.items() if to == name)
     with Image.open(source) as picture:
-        said = SIZE.search(tag)
-        width, height = map(int, said.groups()) if said else picture.size
-        size = f' width="{width}" height="{height}"' + ' class="wide"' * (width > WIDE)
-        tag = re.sub(r"\s*/?>$", f'{size} loading="lazy">', SIZE.sub("", tag))
+        size = {"width": picture.width, "height": picture.height} | dict(SIZE.findall(tag))
+        told = "".join(f' {side}="{length}"' for side, length in size.items())
+        told += ' class="wide"' if int(size["width"]) > WIDE else ""
+        tag = re.sub(r"\s*/?>$", f'{told} loading="lazy">', SIZE.sub("", tag))
         if not getattr(picture, "is_animated", False):
             return tag
         save_last_frame(picture, Path(app.outdir) / "_images" / f"{name}.png")
