@@ -149,11 +149,12 @@ def sent(path: Path) -> int:
 def weigh(browser: Browser, site: Path) -> tuple[int, int]:
     """Return the bytes of the page in `browser` before one scrolls, and when all has been seen."""
     time.sleep(0.3)  # for the pictures that are near
-    first, later = (
-        {site / unquote(urlsplit(name).path).lstrip("/") for name in names if "127.0.0.1" in name}
+    places = (
+        {site / unquote(urlsplit(name).path).lstrip("/") for name in names}
         for names in browser.ask(FILES)
     )
-    return sum(map(sent, filter(Path.is_file, first))), sum(map(sent, first | later))
+    first, later = ({place for place in some if place.is_file()} for some in places)
+    return sum(map(sent, first)), sum(map(sent, first | later))
 
 
 def look(browser: Browser, url: str, axe: str, site: Path) -> tuple[list[str], list]:
@@ -203,7 +204,9 @@ def main() -> int:
     pages = [page for page in pages if "_static" not in page.parts]
     if args.only:
         pages = [p for p in pages if str(p) in args.only]
-    bad, lines, start = 0, [], time.time()
+    bad, start = 0, time.time()
+    if args.table:
+        print(" | ".join(["page", *COLUMNS]))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         browser = Browser(args.browser, folder)
         try:
@@ -211,13 +214,12 @@ def main() -> int:
                 url = f"http://127.0.0.1:{server.server_port}/{page}"
                 faults, line = look(browser, url, axe, args.site)
                 bad += len(faults)
-                lines.append([page, *line])
-                print("".join(f"{page}: {fault}\n" for fault in faults), end="")
+                if args.table:
+                    print(" | ".join(map(str, [page, *line])))
+                print("".join(f"{page}: {fault}\n" for fault in faults), end="", flush=True)
         finally:
             browser.process.terminate()
             browser.process.wait()
-    if args.table:
-        print("\n".join(" | ".join(map(str, line)) for line in [["page", *COLUMNS], *lines]))
     print(f"{len(pages)} pages looked at in {time.time() - start:.0f} s, {bad} faults")
     return bad > 0
 
