@@ -51,7 +51,7 @@ def about(cell: nbformat.NotebookNode, is_exported: bool) -> str:
     if is_exported:
         helpers = [name for name in names if name.startswith(("_", "check_"))]
         return f"Helpers: {', '.join(names)}" if names and names == helpers else ""
-    if lines > LONG_FIGURE and any("image/png" in kinds for kinds in outputs):
+    if lines > LONG_FIGURE and any({"image/png", "image/jpeg"} & kinds.keys() for kinds in outputs):
         return "Code of the figure"
     if lines > LONG_FIGURE and "save_animation(" in cell.source:
         return "Code of the animation"

@@ -1,7 +1,7 @@
 """Finish the pages that Sphinx and its theme make.
 
 Pictures have their size, so that a page keeps its place while they come, and come when they are
-near; a long animation shows its last frame until the reader scrolls or asks for it
+near; an animation shows its last frame until the reader scrolls or asks for it
 (`_static/course.js`).  A page says in its head what stands under its title.
 """
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image, ImageSequence
 
-LONG = 100_000  # bytes of an animation that waits
 WIDE = 600  # pixels of a picture that scrolls on a phone, where its letters would be too small
 PICTURE = re.compile(r'<img (?=[^>]*?src="((?:\.\./)*_images/([^"]+))")[^>]*?/?>')
+SIZE = re.compile(r' (width|height)="(\d+)"')
 PROMISE = re.compile(r"<blockquote>\s*<div>\s*<p>(.*?)</p>", re.S)
 
 
@@ -25,14 +25,17 @@ def save_last_frame(animation: Image.Image, path: Path) -> None:
 
 
 def dress(app, tag: str, address: str, name: str) -> str:
-    """Return the <img> `tag` of the file `name`, at `address`, with its size, lazy or still."""
+    """Return the <img> `tag` of the file `name`, at `address`, with its size, lazy or still.
+
+    A notebook's figure has the size that stands with it there, half as wide as it has pixels.
+    """
     (source,) = (Path(app.srcdir) / path for path, to in app.builder.images.items() if to == name)
     with Image.open(source) as picture:
-        size = 'width="{}" height="{}"'.format(*picture.size)
-        if picture.width > WIDE:
-            size += ' class="wide"'
-        tag = re.sub(r"\s*/?>$", f' {size} loading="lazy">', tag)
-        if not getattr(picture, "is_animated", False) or source.stat().st_size < LONG:
+        size = {"width": picture.width, "height": picture.height} | dict(SIZE.findall(tag))
+        told = "".join(f' {side}="{length}"' for side, length in size.items())
+        told += ' class="wide"' if int(size["width"]) > WIDE else ""
+        tag = re.sub(r"\s*/?>$", f'{told} loading="lazy">', SIZE.sub("", tag))
+        if not getattr(picture, "is_animated", False):
             return tag
         save_last_frame(picture, Path(app.outdir) / "_images" / f"{name}.png")
     still = tag.replace(f'src="{address}"', f'src="{address}.png"')

@@ -1,6 +1,8 @@
 """The notebooks are the source: the package must be what they export, and they must be clean."""
 
+import base64
 import filecmp
+import io
 import json
 import os
 import re
@@ -10,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 LIB = "consistency_edu"
@@ -84,3 +87,16 @@ def test_who_has_the_notebook_alone_is_told_where_its_numbers_are(nb):
             source = "".join(cell["source"])
             bare = r'Path\(f?"\.\./(results|benchmarks)[^)]*\)\.read|load_file\("\.\.'
             assert not re.search(bare, source), f"{cell['id']}: read it by stored_file"
+
+
+@pytest.mark.parametrize("nb", NBS, ids=lambda p: p.name)
+def test_pictures_are_sharp(nb):
+    """They have twice as many pixels as the page gives them points, and the notebook says so."""
+    for cell in json.loads(nb.read_text(encoding="utf-8"))["cells"]:
+        for out in cell.get("outputs", []):
+            for kind in {"image/png", "image/jpeg"} & out.get("data", {}).keys():
+                picture = Image.open(io.BytesIO(base64.b64decode(out["data"][kind])))
+                shown = out["metadata"].get(kind)
+                assert shown, f"{cell['id']}: run tools/run_notebooks.py"
+                twice = (2 * shown["width"], 2 * shown["height"])
+                assert all(0 <= have - want <= 1 for have, want in zip(picture.size, twice))

@@ -21,9 +21,10 @@ def png(pixels):
     return file.getvalue()
 
 
-def pixels_of(data):
-    """Return what the PNG `data` shows, as red, green and blue."""
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=int)
+def pixels_of(data, density=1):
+    """Return what the PNG `data` shows with `density` dots a point, as red, green and blue."""
+    picture = Image.open(io.BytesIO(data)).convert("RGB").reduce(density)
+    return np.asarray(picture, dtype=int)
 
 
 def test_few_colours_stay_exact_and_what_is_clear_becomes_white():
@@ -46,7 +47,8 @@ def test_a_curve_with_soft_edges_takes_a_palette_and_noise_keeps_its_colours():
     for pixels, mode, worst in ((curve, "P", 4), (noise, "RGB", 0)):
         small = tool.shrink_png(png(pixels))
         assert Image.open(io.BytesIO(small)).mode == mode and tool.shrink_png(small) == small
-        assert abs(pixels_of(small) - pixels).max() <= worst
+        assert abs(pixels_of(small, 2) - pixels_of(png(pixels), 2)).max() <= worst
+        assert (pixels_of(small)[0, 0] == pixels[0, 0]).all()  # the ground keeps its colour
 
 
 def test_only_the_pictures_of_a_notebook_change():
@@ -58,3 +60,23 @@ def test_only_the_pictures_of_a_notebook_change():
     output, words = nb.cells[0].outputs
     assert len(output.data["image/png"]) < len(data) and words.text == "a number"
     assert output.data["text/plain"] == "figure"
+
+
+def test_a_photograph_becomes_a_jpeg_of_the_same_size_on_the_page():
+    x, y = np.meshgrid(np.arange(300), np.arange(200))
+    waves = np.sin(x / 7) + np.cos(y / 9) + np.sin((x + y) / 40)
+    tints = np.stack([waves, np.roll(waves, 90, 1), np.roll(waves, 60, 0)], 2)
+    picture = base64.b64encode(png((127 + 40 * tints).astype(np.uint8))).decode()
+    size = {"image/png": {"width": 150, "height": 100}}
+    output = nbformat.v4.new_output("display_data", {"image/png": picture}, metadata=size)
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[output])])
+    tool.shrink_pictures(nb)
+    (output,) = nb.cells[0].outputs
+    assert list(output.data) == list(output.metadata) == ["image/jpeg"]
+    assert output.metadata["image/jpeg"] == size["image/png"]
+    jpeg = base64.b64decode(output.data["image/jpeg"])
+    assert len(jpeg) < len(picture) / 4
+    assert abs(pixels_of(jpeg, 2) - pixels_of(base64.b64decode(picture), 2)).mean() < 1
+    before = dict(output.data)
+    tool.shrink_pictures(nb)
+    assert output.data == before

@@ -65,6 +65,17 @@ def test_a_table_of_a_former_benchmark_is_not_gone_on_with(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_numbers_are_stored_with_eight_digits_and_settings_as_they_are(tmp_path):
+    numbers = {"x": 1 / 3, "ends": [2 / 3, [0.1, 5]], "history": {"loss": [1e-7 / 3]}}
+    sweep = Sweep("thirds", "numbers", lambda setting, seed: numbers, [{"a": 1 / 3}])
+    row, *_ = load_sweep(run_sweep(sweep, tmp_path).stem, tmp_path)
+    assert row["a"] == 1 / 3 and row["x"] == 0.33333333
+    assert row["ends"] == [0.66666667, [0.1, 5]] and row["history"] == {"loss": [3.3333333e-8]}
+    before = (tmp_path / "thirds.json").read_bytes()
+    run_sweep(sweep, tmp_path)  # the setting is known again
+    assert (tmp_path / "thirds.json").read_bytes() == before
+
+
 def test_a_number_does_not_replace_a_setting(tmp_path):
     sweep = Sweep("trial", "sums", lambda setting, seed: {"a": 1.0}, [{"a": 3}])
     with pytest.raises(InputError, match="a: a setting"):

@@ -3,12 +3,15 @@
     python tools/check_pages.py _build/html [--axe build/npm/node_modules/axe-core/axe.min.js]
 
 Nothing is wider than its page unless it scrolls, every formula is typeset, no script complains,
-and axe finds no serious fault for those who do not see or do not use a mouse.  Without Chromium
+no more than 2 MB come before the reader scrolls, and axe finds no serious fault for those who do
+not see or do not use a mouse.  With --table each page has a line: what share of its height is open
+code, how many of its pictures say what is there, its weight, and its faults.  Without Chromium
 nothing is looked at, and that is said.
 """
 
 import argparse
 import functools
+import gzip
 import http.server
 import itertools
 import json
@@ -20,6 +23,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
@@ -45,6 +49,25 @@ FORMULAS = """(() => {
     .map((which) => document.querySelectorAll(which).length);
   return set < all || red ? [`${all} formulas, ${set} typeset, ${red} errors`] : [];
 })()"""
+CODE = """(() => {
+  const tall = (which) => [...document.querySelectorAll(which)]
+    .filter((one) => one.checkVisibility())
+    .reduce((sum, one) => sum + one.getBoundingClientRect().height, 0);
+  return tall("article div.cell_input") / tall("article");
+})()"""
+ALT = """(() => {
+  const all = [...document.querySelectorAll('article img[src*="_images/"]')];
+  const [said, short] = [all.filter((one) => one.alt), /\\.(png|gif|svg|webp|jpe?g)$/];
+  return [said.filter((one) => !short.test(one.alt)).length, all.length];
+})()"""
+FILES = """(() => {
+  const came = ["navigation", "resource"].flatMap((kind) => performance.getEntriesByType(kind));
+  const later = [...document.querySelectorAll("article img")].map((one) => one.src);
+  const played = [...document.querySelectorAll("a.motion")].map((one) => one.href);
+  return [came.map((one) => one.name), [...later, ...played]];
+})()"""
+HEAVY = 2e6  # bytes that may come before the reader scrolls
+COLUMNS = "open code,alt,of,first kB,all kB,axe light,axe dark,wide 1440,wide 390".split(",")
 # colours at rest; one span of each kind of code is enough for them
 AXE = """(async (rules) => {
   document.head.append(Object.assign(document.createElement("style"),
@@ -115,19 +138,49 @@ class Browser:
         self.ask(LOADED)
 
 
-def look(browser: Browser, url: str, axe: str):
-    """Yield what is wrong with the page at `url`, on a desk, by night, and on a phone."""
+@functools.cache
+def sent(path: Path) -> int:
+    """Return how many bytes a server sends for the file `path`: what is text travels compressed."""
+    data = path.read_bytes()
+    is_text = path.suffix in (".html", ".js", ".css", ".svg", ".json")
+    return len(gzip.compress(data) if is_text else data)
+
+
+def weigh(browser: Browser, site: Path) -> tuple[int, int]:
+    """Return the bytes of the page in `browser` before one scrolls, and when all has been seen."""
+    time.sleep(0.3)  # for the pictures that are near
+    places = (
+        {site / unquote(urlsplit(name).path).lstrip("/") for name in names}
+        for names in browser.ask(FILES)
+    )
+    first, later = ({place for place in some if place.is_file()} for some in places)
+    return sum(map(sent, first)), sum(map(sent, first | later))
+
+
+def look(browser: Browser, url: str, axe: str, site: Path) -> tuple[list[str], list]:
+    """Return what is wrong with the page at `url`, on a desk, by night and on a phone; its line."""
     browser.complaints.clear()
     views = [(1440, "light", ""), (1440, "dark", '["color-contrast"]'), (390, "light", "")]
+    faults, wide, bad = [], {}, {"light": 0, "dark": 0}
     for width, scheme, rules in views:
         browser.show(width, scheme)
         browser.open(url)
-        found = [*browser.ask(WIDER), *browser.ask(FORMULAS)]
+        if not wide:
+            share, said, (first, whole) = browser.ask(CODE), browser.ask(ALT), weigh(browser, site)
+            if first > HEAVY:
+                faults.append(f"{first / 1e6:.1f} MB come before the reader scrolls")
+        found = browser.ask(WIDER)
+        wide[width] = len(found)
+        found += browser.ask(FORMULAS)
         if axe:
             browser.ask(axe + "; 0")
-            found += browser.ask(f"{AXE}({rules})")
-        yield from (f"{width} pixels, {scheme}: {fault}" for fault in found)
-    yield from set(browser.complaints)
+            serious = browser.ask(f"{AXE}({rules})")
+            bad[scheme] += len(serious)
+            found += serious
+        faults += (f"{width} pixels, {scheme}: {fault}" for fault in found)
+    faults += set(browser.complaints)
+    kilobytes = (round(size / 1000) for size in (first, whole))
+    return faults, [f"{share:.0%}", *said, *kilobytes, *bad.values(), *wide.values()]
 
 
 def main() -> int:
@@ -135,6 +188,7 @@ def main() -> int:
     ap.add_argument("site", type=Path)
     ap.add_argument("--browser", default=next(filter(None, map(shutil.which, BROWSERS)), None))
     ap.add_argument("--axe", type=Path, help="axe-core's axe.min.js")
+    ap.add_argument("--table", action="store_true", help="print a line for each page")
     ap.add_argument("--only", nargs="*", help="these pages, as in 11_distillation.html")
     args = ap.parse_args()
     if not args.browser:
@@ -151,13 +205,18 @@ def main() -> int:
     if args.only:
         pages = [p for p in pages if str(p) in args.only]
     bad, start = 0, time.time()
+    if args.table:
+        print(" | ".join(["page", *COLUMNS]))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         browser = Browser(args.browser, folder)
         try:
             for page in pages:
-                for fault in look(browser, f"http://127.0.0.1:{server.server_port}/{page}", axe):
-                    bad += 1
-                    print(f"{page}: {fault}")
+                url = f"http://127.0.0.1:{server.server_port}/{page}"
+                faults, line = look(browser, url, axe, args.site)
+                bad += len(faults)
+                if args.table:
+                    print(" | ".join(map(str, [page, *line])))
+                print("".join(f"{page}: {fault}\n" for fault in faults), end="", flush=True)
         finally:
             browser.process.terminate()
             browser.process.wait()

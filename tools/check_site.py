@@ -36,7 +36,7 @@ class Page(HTMLParser):
         if tag == "img" and "_images/" in a.get("src", ""):
             self.pictures += 1
             self.alt = (a.get("alt") or "").strip()
-            if re.search(r"^$|\.(png|gif|svg|jpe?g)$", self.alt):
+            if re.search(r"^$|\.(png|gif|svg|webp|jpe?g)$", self.alt):
                 self.mute.append(f"{a['src']} has the alternative text {self.alt!r}")
         if tag == "figcaption":
             self.caption = ""
