@@ -56,6 +56,9 @@ SWEPT = {
     "iMF": ("meanflow", {"velocity": "data", "own": True}),
     "MeanFlow of a teacher": ("meanflow", {"velocity": "learned"}),
 }
+if (ROOT / "results" / "sweeps" / "matching.json").exists():
+    SWEPT["DMD"] = ("matching", {"method": "matching", "start": "denoiser"})
+METHOD = {name: method for name, (method, _) in KEYS.items()} | {"DMD": "matching"}
 
 
 def told(values):
@@ -75,10 +78,15 @@ def test_our_table_is_what_the_files_say(name):
     spent = f"{statistics.median(row['train_seconds'] for row in rows):.0f}"
     assert OF[name]["s"].split(" + ")[0] == spent
     assert ("+" in OF[name]["s"]) == (teacher == "learned")
-    plain = [row for seed in DIGITS for row in seed if row["recipe"] == f"digits-{method}"]
+
+
+@pytest.mark.parametrize("name", OF)
+def test_distances_on_digits_are_what_the_files_say(name):
+    recipe = f"digits-{METHOD.get(name)}"
+    plain = [row for seed in DIGITS for row in seed if row["recipe"] == recipe]
     medians = [statistics.median(row["frechet"] for row in plain if row["nfe"] == nfe)
                for nfe in dict.fromkeys(row["nfe"] for row in plain)]  # fmt: skip
-    assert OF[name]["digits"] == ", ".join(f"{value:.2f}" for value in medians)
+    assert OF[name]["digits"] == (", ".join(f"{value:.2f}" for value in medians) or "–")
 
 
 @pytest.mark.parametrize("name", SWEPT)
@@ -97,19 +105,19 @@ def test_runs_of_cifar_are_what_their_files_say(name):
         return
     numbers, run, minutes = re.fullmatch(r"([\d., ]+) \(`(.+)`, ([\d.]+) min\)", cell).groups()
     scores, info = read(f"cifar10/{run}/scores"), read(f"cifar10/{run}/run")
-    assert info["recipe"]["method"] == KEYS[name][0]
+    assert info["recipe"]["method"] == METHOD[name]
     assert numbers == ", ".join(f"{row['frechet']:.2f}" for row in scores.values())
     assert minutes == f"{(info['seconds'] + info.get('pairs_seconds', 0)) / 60:.1f}"
 
 
 def test_whatever_was_measured_has_its_place():
     """A method in the files of the toy, of digits or of CIFAR-10 has a number in our table."""
-    known = {method for method, _ in KEYS.values()}
-    assert {row["method"] for seed in TOY for row in seed} - {"exact"} <= known
-    assert {row["method"] for seed in DIGITS for row in seed} <= known
+    shown = {METHOD[name] for name, row in OF.items() if row["digits"] != "–"}
+    assert {row["method"] for seed in DIGITS for row in seed} == shown
+    assert {row["method"] for seed in TOY for row in seed} - {"exact"} <= set(METHOD.values())
     scored = [path.parent.name for path in (ROOT / "results/cifar10").glob("*/scores.json")]
     trained = {read(f"cifar10/{run}/run")["recipe"]["method"] for run in scored}
-    shown = {KEYS[name][0] for name, row in OF.items() if row["CIFAR-10"] != "–"}
+    shown = {METHOD[name] for name, row in OF.items() if row["CIFAR-10"] != "–"}
     assert trained == shown
 
 
