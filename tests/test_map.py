@@ -58,7 +58,7 @@ SWEPT = {
 }
 if (ROOT / "results" / "sweeps" / "matching.json").exists():
     SWEPT["DMD"] = ("matching", {"method": "matching", "start": "denoiser"})
-METHOD = {name: method for name, (method, _) in KEYS.items()} | {"DMD": "matching"}
+METHOD = {name: method for name, (method, _) in KEYS.items()} | {"DMD": "dmd"}
 
 
 def told(values):
@@ -103,10 +103,13 @@ def test_runs_of_cifar_are_what_their_files_say(name):
     cell = OF[name]["CIFAR-10"]
     if cell == "–":
         return
-    numbers, run, minutes = re.fullmatch(r"([\d., ]+) \(`(.+)`, ([\d.]+) min\)", cell).groups()
+    form = r"([\d., ]+) \(`(.+)`(, with classes)?, ([\d.]+) min\)"
+    numbers, run, classes, minutes = re.fullmatch(form, cell).groups()
     scores, info = read(f"cifar10/{run}/scores"), read(f"cifar10/{run}/run")
     assert info["recipe"]["method"] == METHOD[name]
-    assert numbers == ", ".join(f"{row['frechet']:.2f}" for row in scores.values())
+    assert bool(classes) == info["recipe"]["labels"]
+    scores = [row["frechet"] for steps, row in scores.items() if steps.isdigit()]
+    assert numbers == ", ".join(f"{value:.2f}" for value in scores)
     assert minutes == f"{(info['seconds'] + info.get('pairs_seconds', 0)) / 60:.1f}"
 
 
