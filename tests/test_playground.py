@@ -349,8 +349,8 @@ def test_panels_share_their_point_and_level(browser, site):
     page.wait_for_function("""() => {
       const all = [...document.querySelectorAll(".play-handle")], [one] = all;
       const levels = [...document.querySelectorAll("input[type=range]")].map((i) => i.value);
-      return all.every((h) => h.ariaLabel === one.ariaLabel) && one.ariaLabel.includes("-1.20, 1.05")
-        && levels.filter((v) => v === "4").length >= 5;
+      const is = one.ariaLabel;
+      return all.every((h) => h.ariaLabel === is) && is.includes("-1.20, 1.05") && levels.filter((v) => v === "4").length >= 5;
     }""")
     assert not page.faults
     page.close()

@@ -2,13 +2,15 @@
 
     python tools/playground.py train moons    # docs/playground/moons.safetensors (2 minutes)
     python tools/playground.py build _build/html/playground --runtime build/npm/node_modules
+    python tools/playground.py strips digits-cd runs/digits-teacher
     python tools/playground.py pictures _build/html/playground    # images/playground_*.png
 
 `train` distils the exact denoiser of a toy set into three students, takes the boundary condition
 from a fourth, and records how truth climbs the grid of a training.  `build` copies the pages'
 files, solves the exact ODE on a lattice of noises, and exports the pretrained students, whose
-weights stay 16 bits wide in the file.  What it lacks, it leaves out, in one sentence.  `pictures`
-takes those that stand for the panels in Jupyter and on GitHub.
+weights stay 16 bits wide in the file.  What it lacks, it leaves out, in one sentence.  `strips`
+records the walk of a student's teacher, which does not ship.  `pictures` takes those that stand for
+the panels in Jupyter and on GitHub.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -42,10 +45,11 @@ from consistency_edu.experiments.consistency import (
     solved_paths,
 )
 from consistency_edu.files import write_file
+from consistency_edu.image_sets import to_pixels
 from consistency_edu.images.methods import METHODS
 from consistency_edu.images.runs import Run, folder_of, load_run, pretrained_names
 from consistency_edu.networks import MLP
-from consistency_edu.pf_ode import karras_sigmas
+from consistency_edu.pf_ode import karras_sigmas, solve_pf_ode
 from consistency_edu.sampling import sample_one_step
 from consistency_edu.score import ExactDenoiser
 from consistency_edu.training import constant_rate, fit, train
@@ -250,6 +254,23 @@ def copy_runtime(modules: Path, out: Path) -> list[dict]:
     return [{"file": file.name, "bytes": file.stat().st_size} for file in files]
 
 
+def strips_command(student: str, teacher: str, path: Path) -> None:
+    """Save rows of images as `path`: the walk of `teacher` from one noise, the `student`'s step."""
+    run, guide = (load_run(name, precision="float32") for name in (student, teacher))
+    noise = torch.randn(4, *run.shape, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(4) if run.recipe.labels else None
+    grid = karras_sigmas(guide.recipe.points, guide.recipe.sigma_min, guide.recipe.sigma_max)
+    sigmas = torch.cat([grid.flip(0), torch.zeros(1)])
+    walk = solve_pf_ode(guide.model, noise, sigmas, labels=labels, return_path=True)
+    shown = torch.linspace(0, len(sigmas) - 1, 9).round().long()
+    states = [walk[k] / float(1 + sigmas[k] ** 2) ** 0.5 for k in shown]
+    rows = torch.stack([*states, run.sample(noise, labels=labels)], 1)  # [4, 10, C, H, W]
+    rows = nn.functional.pad(rows, (0, 1, 0, 1), value=0.6)  # a line between neighbours
+    picture = to_pixels(rows).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    Image.fromarray(picture.squeeze(-1).numpy()).save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size:,} bytes")
+
+
 def build_command(out: Path, modules: Path, students: list[str], datasets: list[str]) -> None:
     """Write the playground of `datasets` and `students` into the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
@@ -316,11 +337,17 @@ def main() -> None:
     one.add_argument("out", type=Path)
     one.add_argument("--runtime", type=Path, default=Path("build/npm/node_modules"))
     one.add_argument("--students", nargs="*", default=pretrained_names(), help="names or folders")
+    one = commands.add_parser("strips")
+    one.add_argument("student", help="a pretrained student, or the folder of a run")
+    one.add_argument("teacher", help="the folder of its teacher's run")
     one = commands.add_parser("pictures")
     one.add_argument("built", type=Path)
     args = ap.parse_args()
     if args.command == "train":
         train_command(args.dataset, args.seed, SOURCE / f"{args.dataset}.safetensors")
+    elif args.command == "strips":
+        path = SOURCE / f"{Path(args.student).name}.strips.png"
+        strips_command(args.student, args.teacher, path)
     elif args.command == "pictures":
         pictures_command(args.built)
     else:

@@ -61,7 +61,9 @@ export async function open(about, onBytes = () => {}) {
  *   step's noise @returns {Promise<Shot[]>} */
 export async function sample({ about, ask }, noise, { steps = 1, fresh, label = 0 } = {}) {
   const [top, middle, low] = about.levels;
+  /** @type {Shot[]} */
   const shots = [{ image: noise.map((z) => z / 2), says: `noise, sigma ${top}` }];
+  /** @type {Float32Array} */
   let image = await ask(noise.map((z) => z * top), top, label);
   shots.push({ image, says: "after 1 step" });
   if (steps > 1 && fresh) {
@@ -239,9 +241,10 @@ function play(found, student, parts) {
       await new Promise((next) => setTimeout(next));
     }
     if (is === "path" && about.strips)
-      pictures.append(make("p", {}, "Recorded: the teacher's walk, from noise to image, each row "
-        + "another noise."), make("img", { src: new URL(about.strips, BASE).href, width: 576,
-        alt: "Rows of images that turn from noise to a clean image in steps of the teacher" }));
+      pictures.append(make("p", {}, "Recorded, for four other noises: the teacher's walk from noise "
+        + "to image, and last the student's one step."), make("img", { className: "play-strips",
+        src: new URL(about.strips, BASE).href, alt: "Four rows that turn from noise into a clean "
+        + "image, step by step; the last image of a row, the student's, resembles the one before" }));
     const seconds = (performance.now() - start) / 1000;
     says.value = `${todo.length} image${todo.length > 1 ? "s" : ""} of ${about.name} in `
       + `${seconds.toFixed(1)} s: ${steps.input.value} evaluation(s) each.`;

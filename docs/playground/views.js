@@ -162,7 +162,7 @@ export class Plane extends View {
       move([((event.clientX - box.left) / box.width * 2 - 1) * LIMIT,
         (1 - (event.clientY - box.top) / box.height * 2) * LIMIT]);
     };
-    this.handle.addEventListener("pointerdown", (event) => {
+    this.handle.addEventListener("pointerdown", (/** @type {PointerEvent} */ event) => {
       this.handle.setPointerCapture(event.pointerId);
       this.handle.focus({ preventScroll: true });
     });
