@@ -191,6 +191,21 @@ def test_the_exact_map_lies_under_the_points_of_the_screen(page):
     assert (doubles(found[0])[::37] - ends).norm(dim=1).quantile(0.95) < 2e-3
 
 
+def test_the_map_shows_each_students_error(page):
+    """All cells in the end, each the distance of the jump from the exact map."""
+    code = """async (kind) => {
+      while (P.mapOf(moons, kind).some(Number.isNaN)) await new Promise(requestAnimationFrame);
+      return [[...P.mapOf(moons, kind)], moons.ends];
+    }"""
+    some = torch.arange(0, len(playground.lattice()), 41)
+    noise, model = playground.lattice()[some].double(), students()["cd"]
+    errors, ends = page.evaluate(code, "cd")
+    truth = (sample_one_step(model, noise) - doubles(ends)[some]).norm(dim=1)
+    assert (doubles(errors)[some] - truth).abs().max() < 1e-5
+    parting = doubles(page.evaluate(code, "parting")[0]).reshape(80, 80)
+    assert (parting[40].argmax() - 40).abs() < 20 and parting.max() > 20 * parting.median()
+
+
 def test_noise_is_normal_and_mixes_on_a_sphere(page):
     a, b = (torch.tensor(page.evaluate(f"[...N.normals({k}, 4000)]")) for k in (1, 2))
     assert abs(a.mean()) < 0.06 and abs(a.std() - 1) < 0.05 and abs((a * b).mean()) < 0.06
@@ -252,10 +267,15 @@ def test_the_point_is_dragged_tapped_and_moved_by_keys(browser, site):
 def test_touch_drags_too(browser, site):
     page = visit(browser, site, "score", has_touch=True, viewport={"width": 390, "height": 800})
     box = page.locator(".play-frame").bounding_box()
+    at = "p => new RegExp(p).test(document.querySelector('.play-handle').ariaLabel)"
     page.touchscreen.tap(box["x"] + 0.75 * box["width"], box["y"] + 0.75 * box["height"])
-    page.wait_for_function(
-        "/ 0.8\\d?, -0.8/.test(document.querySelector('.play-handle').getAttribute('aria-label'))"
-    )
+    page.wait_for_function(at, arg=" 0.8., -0.8")
+    fingers = page.context.new_cdp_session(page)
+    for kind, share in (("touchStart", 0.75), ("touchMove", 0.5), ("touchMove", 0.25)):
+        point = {"x": box["x"] + share * box["width"], "y": box["y"] + share * box["height"]}
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
+    fingers.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.wait_for_function(at, arg=" -0.8., 0.8")
     style = page.locator(".play-handle").evaluate("h => getComputedStyle(h).touchAction")
     assert style == "none"  # a finger on the point moves the point, elsewhere the page
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -350,7 +370,8 @@ def test_panels_share_their_point_and_level(browser, site):
       const all = [...document.querySelectorAll(".play-handle")], [one] = all;
       const levels = [...document.querySelectorAll("input[type=range]")].map((i) => i.value);
       const is = one.ariaLabel;
-      return all.every((h) => h.ariaLabel === is) && is.includes("-1.20, 1.05") && levels.filter((v) => v === "4").length >= 5;
+      const isMoved = all.every((h) => h.ariaLabel === is) && is.includes("-1.20, 1.05");
+      return isMoved && levels.filter((v) => v === "4").length >= 5;
     }""")
     assert not page.faults
     page.close()

@@ -98,25 +98,35 @@ export function exactEnd(denoiser, x, sigma, steps = 64) {
   return x;
 }
 
+/** `weight` times `inputs` plus `bias`, through SiLU unless it `isLast`.
+ * @param {Tensor} weight @param {Tensor} bias @param {Float64Array} inputs
+ * @param {boolean} isLast @returns {Float64Array} */
+function layer({ data: weight }, { data: bias }, inputs, isLast) {
+  const outputs = new Float64Array(bias.length);
+  for (let row = 0, at = 0; row < outputs.length; row++) {
+    let sum = bias[row];
+    for (let i = 0; i < inputs.length; i++) sum += weight[at++] * inputs[i];
+    outputs[row] = isLast ? sum : sum / (1 + Math.exp(-sum));
+  }
+  return outputs;
+}
+
 /** The course's MLP for points, its weights those of `tensors` under `name` (chapter 4).
  * @param {Tensors} tensors @param {string} name @returns {(x: Point, cNoise: number) => Point} */
 export function mlp(tensors, name) {
-  const get = (/** @type {string} */ key) => tensors[`${name}.${key}`];
-  const layers = ["first", "hidden.0", "hidden.1", "last"];
-  const [weights, biases] = ["weight", "bias"].map((w) => layers.map((l) => get(`${l}.${w}`).data));
-  const frequencies = get("embed.frequencies").data;
-  return (x, cNoise) => {
-    let h = [...x, ...Array.from(frequencies, (f) => Math.sin(cNoise * f)),
-      ...Array.from(frequencies, (f) => Math.cos(cNoise * f))];
-    layers.forEach((_, layer) => {
-      const [weight, bias] = [weights[layer], biases[layer]], inputs = h;
-      h = Array.from(bias, (b, row) => {
-        for (let i = 0, at = row * inputs.length; i < inputs.length; i++)
-          b += weight[at + i] * inputs[i];
-        return layer < layers.length - 1 ? b / (1 + Math.exp(-b)) : b;
-      });
+  const layers = ["first", "hidden.0", "hidden.1", "last"].map((key) =>
+    [tensors[`${name}.${key}.weight`], tensors[`${name}.${key}.bias`]]);
+  const frequencies = tensors[`${name}.embed.frequencies`].data, size = frequencies.length;
+  return ([x, y], cNoise) => {
+    /** @type {Float64Array} */
+    let h = new Float64Array(2 + 2 * size);
+    [h[0], h[1]] = [x, y];
+    frequencies.forEach((frequency, i) => {
+      h[2 + i] = Math.sin(cNoise * frequency);
+      h[2 + size + i] = Math.cos(cNoise * frequency);
     });
-    return /** @type {Point} */ (h);
+    for (const [weight, bias] of layers) h = layer(weight, bias, h, bias.shape[0] === 2);
+    return [h[0], h[1]];
   };
 }
 

@@ -7,7 +7,8 @@
  * @typedef {import("./numerics.js").Mixture} Mixture
  * @typedef {{mixture: Mixture, denoiser: Denoiser, students: Record<string, Denoiser>,
  *   ends: Point[], climb: {sigmas: number[], steps: number[], errors: number[][]} | null,
- *   cache: Map<string, any>}} Data
+ *   cache: Map<string, any>, walk?: Walk}} Data
+ * @typedef {{at: Point, noise: Point, path: Point[], line: Point[], end: Point}} Walk
  * @typedef {{element: HTMLElement, views: View[], draw: (data: Data) => void}} Panel
  */
 
@@ -78,13 +79,10 @@ export function read(tensors) {
   return { mixture, denoiser, students, ends, climb, cache: new Map() };
 }
 
-/** What `make` returns, kept under `key`; all but a few are forgotten in time.
+/** What `make` returns, kept under `key`.
  * @template T @param {Data} data @param {string} key @param {() => T} make @returns {T} */
 function keep(data, key, make) {
-  if (!data.cache.has(key)) {
-    if (data.cache.size > 400) data.cache.clear();
-    data.cache.set(key, make());
-  }
+  if (!data.cache.has(key)) data.cache.set(key, make());
   return data.cache.get(key);
 }
 
@@ -100,14 +98,15 @@ const written = (/** @type {number} */ v, digits = 3) => v.toFixed(digits).repla
 const pair = (/** @type {Point} */ p) => `(${written(p[0], 2)}, ${written(p[1], 2)})`;
 const levelWords = (/** @type {number} */ k) => `sigma ${LEVELS[k].toPrecision(2)}`;
 
-/** The Heun path from the noise that is dragged, and its exact end. @param {Data} data */
+/** The Heun path from the noise that is dragged, and its exact end.
+ * @param {Data} data @returns {Walk} */
 export function walk(data) {
-  const noise = noiseAt(state.at);
-  return keep(data, `walk ${noise}`, () => {
-    const path = N.heunPath(data.denoiser, noise, LEVELS);
-    return { noise, path, end: N.exactEnd(data.denoiser, path[0], N.SIGMA_MAX),
-      line: path.map((x, k) => onScreen(x, LEVELS[k])) };
-  });
+  if (data.walk?.at === state.at) return data.walk; // asked by several panels
+  const noise = noiseAt(state.at), path = N.heunPath(data.denoiser, noise, LEVELS);
+  const line = path.map((x, k) => onScreen(x, LEVELS[k]));
+  data.walk = { at: state.at, noise, path, line,
+    end: N.exactEnd(data.denoiser, path[0], N.SIGMA_MAX) };
+  return data.walk;
 }
 
 /** Where the student `name` takes `noise` in one evaluation.
@@ -210,16 +209,25 @@ function scorePanel() {
 const BEHIND = /** @type {[string, string][]} */ ([["cd", "error of CD"], ["ct", "error of CT"],
   ["boot", "error of BOOT"], ["parting", "where neighbours part"]]);
 
-/** A number for every noise of the lattice: a student's error, or how fast neighbours part.
+/** A number for a noise of the lattice: a student's error, or how fast neighbours part.
+ * @param {Data} data @param {string} kind @param {number} i @returns {number} */
+function hardness(data, kind, i) {
+  const side = Math.sqrt(data.ends.length), end = data.ends[i];
+  if (kind !== "parting") return distance(jump(data, kind, noiseAt(cell(side, i))), end);
+  const right = data.ends[i % side < side - 1 ? i + 1 : i - 1];
+  const above = data.ends[i + side < data.ends.length ? i + side : i - side];
+  return Math.max(distance(end, right), distance(end, above)) / (2 * LIMIT / side / TOP);
+}
+
+/** That number for all noises, NaN for those whose turn has not come: 800 more with each call.
  * @param {Data} data @param {string} kind @returns {Float64Array} */
-function mapOf(data, kind) {
-  const side = Math.sqrt(data.ends.length);
-  return keep(data, `map ${kind}`, () => Float64Array.from(data.ends, (end, i) => {
-    if (kind !== "parting") return distance(jump(data, kind, noiseAt(cell(side, i))), end);
-    const right = data.ends[i % side < side - 1 ? i + 1 : i - 1];
-    const above = data.ends[i + side < data.ends.length ? i + side : i - side];
-    return Math.max(distance(end, right), distance(end, above)) / (2 * LIMIT / side / TOP);
-  }));
+export function mapOf(data, kind) {
+  const map = keep(data, `map ${kind}`, () => new Float64Array(data.ends.length).fill(NaN));
+  const from = map.findIndex(Number.isNaN);
+  if (from < 0) return map;
+  for (let i = from; i < Math.min(from + 800, map.length); i++) map[i] = hardness(data, kind, i);
+  setTimeout(() => update({}));
+  return map;
 }
 
 /** Chapter 8. @returns {Panel} */
@@ -271,8 +279,8 @@ function pathPanel() {
     plane.put(state.at);
     noises.begin();
     const has = kind === "parting" || kind in data.students;
-    const map = has ? mapOf(data, kind) : new Float64Array(data.ends.length), side = Math.sqrt(map.length);
-    noises.paint(side, COLORS.error, (i) => (map[i] / (kind === "parting" ? 6 : 0.5)) ** 0.7);
+    const map = has ? mapOf(data, kind) : [], full = kind === "parting" ? 6 : 0.5;
+    noises.paint(Math.sqrt(data.ends.length), COLORS.error, (i) => ((map[i] || 0) / full) ** 0.7);
     noises.put(state.at);
     says.value = `${2 * state.level} of ${2 * LAST} evaluations: sigma ${sigma.toPrecision(2)}. `
       + `How far from the exact end (ring): ${errors.join(", ")}.`
