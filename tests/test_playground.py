@@ -126,7 +126,8 @@ def students():
     return found
 
 
-def test_levels(page):
+def test_levels_and_sets(page):
+    assert page.evaluate("P.SETS") == list(playground.TOYS)
     assert page.evaluate("P.LEVELS") == pytest.approx(LEVELS.tolist(), rel=1e-12)
 
 
@@ -311,7 +312,9 @@ def test_the_walk_counts_its_evaluations_and_plays(browser, site):
     page.wait_for_timeout(300)
     assert page.screenshot() != before
     page.get_by_label("Data", exact=True).select_option("circles")
-    assert "moons alone" in wait_until_said(page, "alone") and not page.faults
+    assert "moons alone" in wait_until_said(page, "alone")
+    page.get_by_label("Data", exact=True).select_option("pinwheel")  # not built here
+    assert wait_until_said(page, "could not be loaded") and not page.faults
     page.close()
 
 

@@ -9,7 +9,8 @@
  *   ends: Point[], climb: {sigmas: number[], steps: number[], errors: number[][]} | null,
  *   cache: Map<string, any>, walk?: Walk}} Data
  * @typedef {{at: Point, noise: Point, path: Point[], line: Point[], end: Point}} Walk
- * @typedef {{element: HTMLElement, views: View[], draw: (data: Data) => void}} Panel
+ * @typedef {{element: HTMLElement, says: HTMLOutputElement, views: View[],
+ *   draw: (data: Data) => void}} Panel
  */
 
 import * as N from "./numerics.js";
@@ -18,7 +19,7 @@ import { COLORS, Chart, LIMIT, Plane, View, choice, isStill, make, slider } from
 export const LEVELS = N.karrasSigmas(18);
 const LAST = LEVELS.length - 1, NAMES = { cd: "CD", ct: "CT", boot: "BOOT" };
 const KINDS = { cd: "dot", ct: "triangle", boot: "square" };
-const SETS = ["moons", "circles", "swiss_roll", "eight_gaussians", "checkerboard", "pinwheel"];
+export const SETS = ["moons", "circles", "swiss_roll", "eight_gaussians", "checkerboard", "pinwheel"];
 const BASE = new URL(".", import.meta.url);
 
 /** What the panels share. @type {{at: Point, level: number, set: string}} */
@@ -38,7 +39,7 @@ export function update(change) {
     isWaiting = false;
     const data = await load(state.set).catch(() => null);
     for (const panel of shown)
-      data ? panel.draw(data) : panel.element.append("The numbers of this set are not here.");
+      data ? panel.draw(data) : panel.says.value = `The ${state.set} could not be loaded.`;
   });
 }
 
@@ -49,6 +50,7 @@ export function load(name) {
     return read(N.readTensors(await answer.arrayBuffer()));
   });
   sets.set(name, wanted);
+  wanted.catch(() => sets.delete(name)); // to be asked for again
   return wanted;
 }
 
@@ -181,7 +183,7 @@ function scorePanel() {
     + "they point where that density rises fastest. Drag the orange point. The blue dot is the "
     + "mean of all clean points that may lie behind it, and the score points at it. Every level is "
     + "drawn at a scale of its own, so that it fits into the frame.", [plane], [level.box, set.box]);
-  return { element, views: [plane], draw(data) {
+  return { element, says, views: [plane], draw(data) {
     const sigma = LEVELS[state.level], s = scale(sigma);
     level.set(state.level);
     set.input.value = state.set;
@@ -258,7 +260,7 @@ function pathPanel() {
     + "noise straight to the end, in one evaluation. On the right, the same point among all "
     + "noises: full red is an error of 0.5, or a place where close noises end far apart.",
   [plane, noises], [level.box, go, behind.box, set.box]);
-  return { element, views: [plane, noises], draw(data) {
+  return { element, says, views: [plane, noises], draw(data) {
     const { line, noise, path, end } = walk(data), sigma = LEVELS[state.level];
     level.set(state.level);
     set.input.value = state.set;
@@ -309,7 +311,7 @@ function consistencyPanel() {
     + "Switch the boundary condition off: this network was trained on nothing but to agree with "
     + "itself, without c_skip and c_out, and agrees on a wrong answer.",
   [plane, chart], [level.box, form.box]);
-  return { element, views: [plane, chart], draw(data) {
+  return { element, says, views: [plane, chart], draw(data) {
     level.set(state.level);
     plane.begin();
     chart.begin();
@@ -363,7 +365,7 @@ function neighboursPanel() {
     + "makes it small. Only the lowest pair has a known goal; from there the truth climbs to the noisy "
     + "end. The last chart is a recorded training of 40 levels: the error at each level, as a share "
     + "of the untrained one. From sigma 1 on, each level falls after the one below it.", [plane, bars, chart], [level.box, training.box]);
-  return { element, views: [plane, bars, chart], draw(data) {
+  return { element, says, views: [plane, bars, chart], draw(data) {
     const k = Math.min(state.level, LAST - 1), { line, path } = walk(data);
     level.set(k);
     training.set(step);
@@ -421,7 +423,7 @@ function signalPanel() {
     + "in the middle, then they part and become sharp. BOOT's student (orange) predicts the signal "
     + "at any level from the noise alone; blue is the exact one.",
   [noisy, clear], [level.box, set.box]);
-  return { element, views: [noisy, clear], draw(data) {
+  return { element, says, views: [noisy, clear], draw(data) {
     const { path, line, noise } = walk(data), sigma = LEVELS[state.level], student = data.students.boot;
     level.set(state.level);
     set.input.value = state.set;
