@@ -246,8 +246,9 @@ function play(found, student, parts) {
         src: new URL(about.strips, BASE).href, alt: "Four rows that turn from noise into a clean "
         + "image, step by step; the last image of a row, the student's, resembles the one before" }));
     const seconds = (performance.now() - start) / 1000;
+    const each = steps.input.value === "1" ? "one evaluation" : "two evaluations";
     says.value = `${todo.length} image${todo.length > 1 ? "s" : ""} of ${about.name} in `
-      + `${seconds.toFixed(1)} s: ${steps.input.value} evaluation(s) each.`;
+      + `${seconds.toFixed(1)} s, ${each} each.`;
     pictures.dataset.drawn = `${turn}`;
   }
   draw();
