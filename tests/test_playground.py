@@ -220,7 +220,7 @@ def said(page):
 
 
 def wait_until_said(page, pattern):
-    code = "p => new RegExp(p).test(document.querySelector('output').value)"
+    code = "p => new RegExp(p).test(document.querySelector('output')?.value ?? '')"
     page.wait_for_function(code, arg=pattern)
     return said(page)
 
@@ -229,7 +229,7 @@ def test_the_point_is_dragged_tapped_and_moved_by_keys(browser, site):
     page = visit(browser, site, "path")
     handle, frame = page.locator(".play-handle").first, page.locator(".play-frame").first
     box = frame.bounding_box()
-    page.wait_for_function("document.querySelector('output').value")
+    page.wait_for_function("document.querySelector('output')?.value")
     seen = [said(page)]
 
     def name_after(act):
