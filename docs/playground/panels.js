@@ -308,8 +308,8 @@ function consistencyPanel() {
   const { element, says } = lay("One answer along the whole path",
     "A consistency function answers every point of a path with the path's end. So both curves, the "
     + "two coordinates of the student's answer, should be flat and lie on the dashed lines. "
-    + "Switch the boundary condition off: this network was trained on nothing but to agree with "
-    + "itself, without c_skip and c_out, and agrees on a wrong answer.",
+    + "Switch the boundary condition off: a network without c_skip and c_out, first fitted to the "
+    + "true ends and then trained on to agree with itself alone, agrees on a wrong answer.",
   [plane, chart], [level.box, form.box]);
   return { element, says, views: [plane, chart], draw(data) {
     level.set(state.level);
