@@ -23,7 +23,7 @@ from consistency_edu.consistency import ConsistencyModel, ExactConsistency  # no
 from consistency_edu.data import toy  # noqa: E402
 from consistency_edu.experiments.consistency import bare_coefficients  # noqa: E402
 from consistency_edu.image_sets import to_pixels  # noqa: E402
-from consistency_edu.images.runs import load_run  # noqa: E402
+from consistency_edu.images.runs import load_run, pretrained_names  # noqa: E402
 from consistency_edu.networks import MLP  # noqa: E402
 from consistency_edu.pf_ode import karras_sigmas, solve_pf_ode  # noqa: E402
 from consistency_edu.sampling import sample_one_step, spherical_mix  # noqa: E402
@@ -58,7 +58,7 @@ def labelled(tmp_path_factory):
 def site(tmp_path_factory, labelled):
     """The address of a small site with the playground; it is built as `make docs` builds it."""
     folder = tmp_path_factory.mktemp("site")
-    students = ["cifar10-cd-mini", "digits-cd", str(labelled)]
+    students = [*pretrained_names(), str(labelled)]
     playground.build_command(folder / "playground", MODULES, students, ["moons", "circles"])
     picture = '<p><img src="_images/playground_{0}.png" alt="{0}"></p>'
     for name, panels in {"all": PANELS[:-1], **{name: [name] for name in PANELS}}.items():
@@ -437,7 +437,7 @@ def ask(page, about, noise, fresh, label, steps):
 
 
 @needs_runtime
-@pytest.mark.parametrize("name", ["cifar10-cd-mini", "digits-cd", "digits-by-class"])
+@pytest.mark.parametrize("name", [*pretrained_names(), "digits-by-class"])
 def test_images_are_pythons_within_one_level(page, site, labelled, name):
     about = json.loads(page.evaluate("fetch('./playground/images.json').then((a) => a.text())"))
     (about,) = [one for one in about["students"] if one["name"] == name]
@@ -464,7 +464,7 @@ def test_images_are_pythons_within_one_level(page, site, labelled, name):
 @needs_runtime
 def test_controls_of_images(browser, site):
     page = visit(browser, site, "images")
-    load = page.get_by_role("button", name="Load cifar10-cd-mini")
+    load = page.get_by_role("button", name="Load cifar10")  # the largest is proposed
     assert re.search(r"\((28|29)\.\d MB\)", load.inner_text())
     asked = []
     page.on("request", lambda request: asked.append(request.url))
