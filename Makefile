@@ -7,7 +7,7 @@ DEV_STAMP  := $(VENV)/.installed-dev
 QUIET  := OMP_NUM_THREADS=1 MPLBACKEND=agg
 
 .PHONY: help ours install toy lab test check lowest soak mutation export nbs readme reference docs \
-	pages clean
+	playground pages clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 10
@@ -92,8 +92,19 @@ docs/_static/tex-svg.js:
 	-npm install --silent --no-audit --no-fund --prefix build/npm mathjax@3.2.2 && \
 		cp build/npm/node_modules/mathjax/es5/tex-svg.js $@
 
+# what runs the image students in the browser; without npm the playground has the plane alone
+ORT := build/npm/node_modules/onnxruntime-web/package.json
+$(ORT):
+	@mkdir -p build/npm
+	-npm install --silent --no-audit --no-fund --ignore-scripts --prefix build/npm \
+		onnxruntime-web@1.30.0
+
+playground: $(DEV_STAMP) $(ORT)  ## build the playground into the site: models from what ships
+	$(QUIET) $(BIN)/python tools/playground.py build _build/html/playground
+
 docs: $(DEV_STAMP) docs/_static/tex-svg.js  ## build the course site into _build/html, and check its links
 	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs nbs _build/html
+	@$(MAKE) playground
 	$(BIN)/python tools/check_site.py _build/html \
 		$(if $(wildcard docs/_static/tex-svg.js),,--online-math)
 

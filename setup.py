@@ -15,7 +15,7 @@ def words(key: str) -> list[str]:
     return cfg.get(key, "").split()
 
 
-EXTRAS = ("dev", "diffusers", "efficientnet", "tensorboard")
+EXTRAS = ("dev", "diffusers", "efficientnet", "tensorboard", "playground")
 minor = int(cfg["min_python"].split(".")[1])
 
 setup(

@@ -20,7 +20,7 @@ def requirements():
     ini = ConfigParser(delimiters=["="])
     ini.read_string(TEXT)
     keys = [key for key in ini["DEFAULT"] if key.endswith("requirements")]
-    assert len(keys) == 5
+    assert len(keys) == 6
     return [Requirement(word) for key in keys for word in ini["DEFAULT"][key].split()]
 
 

@@ -90,6 +90,17 @@ def test_a_figure_without_words_of_its_own_is_found(alt, mute):
     assert page.pictures == 1 and len(page.mute) == mute
 
 
+def test_pictures_of_the_playground_name_its_panels():
+    """Each panel stands on the playground's page, and all but the images' in a chapter."""
+    panels = re.search(r"PANELS = {([^}]*)}", (ROOT / "docs/playground/panels.js").read_text())[1]
+    panels = set(re.findall(r"(\w+): \w+Panel", panels))
+    picture = re.compile(r"images/playground_(\w+)\.png")
+    found = {path: set(picture.findall(path.read_text(encoding="utf-8"))) for path in NBS}
+    page = found.pop(ROOT / "nbs" / "playground.ipynb")
+    assert len(panels) == 5 and page == panels | {"images"}
+    assert set().union(*found.values()) == panels
+
+
 @pytest.mark.parametrize("path", NBS, ids=lambda p: p.stem)
 def test_a_line_that_goes_on_is_no_directive(path):
     """nbdev takes the first word of each `#|` line for a directive, also of one that goes on."""

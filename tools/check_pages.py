@@ -31,6 +31,7 @@ LOADED = """(async () => {
   if (document.readyState !== "complete")
     await new Promise((done) => addEventListener("load", done));
   if (window.MathJax) await MathJax.startup.promise;
+  await window.playground;
 })()"""
 WIDER = """(() => {
   const width = document.documentElement.clientWidth;

@@ -17,6 +17,13 @@ document.addEventListener("DOMContentLoaded", () => {
   if (!matchMedia("(prefers-reduced-motion: reduce)").matches)
     addEventListener("scroll", () => motions.forEach((link) => watch.observe(link)), { once: true });
 
+  // the playground's pictures come to life, or stay pictures where its files are missing
+  if (document.querySelector('img[src*="playground_"]')) {
+    const root = new URL(document.documentElement.dataset.content_root, location);
+    window.playground = import(new URL("playground/playground.js", root))
+      .then((found) => found.start()).catch(() => {});
+  }
+
   // names for what the theme leaves without one, and the keyboard for what scrolls sideways
   document.querySelectorAll(".bd-sidenav summary").forEach((mark) =>
     mark.setAttribute("aria-label", "Beside " + mark.closest("li").querySelector("a").textContent));

@@ -1,0 +1,255 @@
+// @ts-check
+/**
+ * The panel that asks an image student, in onnxruntime-web: nothing is loaded before a click.
+ *
+ * @typedef {{name: string, file: string, bytes: number, shape: [number, number, number],
+ *   classes: string[], levels: [number, number, number], steps: number[], strips: string | null}} About
+ * @typedef {{about: About, ask: (x: Float32Array, sigma: number, label: number) =>
+ *   Promise<Float32Array>}} Student
+ * @typedef {{image: Float32Array, says: string}} Shot
+ */
+
+import { normals, sphericalMix } from "./numerics.js";
+import { choice, make } from "./views.js";
+
+const BASE = new URL(".", import.meta.url);
+const megabytes = (/** @type {number} */ n) => `${(n / 1e6).toFixed(1)} MB`;
+/** @type {Promise<any> | null} */
+let runtime = null;
+
+/** Fetch `file`, telling `onBytes` of each part that came. @param {string} file
+ * @param {(count: number) => void} onBytes @returns {Promise<Uint8Array>} */
+async function fetchBytes(file, onBytes) {
+  const answer = await fetch(new URL(file, BASE));
+  if (!answer.ok || !answer.body) throw new Error(`${file}: ${answer.status}`);
+  const parts = [], reader = answer.body.getReader();
+  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+    parts.push(part.value);
+    onBytes(part.value.length);
+  }
+  return new Uint8Array(await new Blob(parts).arrayBuffer());
+}
+
+/** Load onnxruntime-web, once, on one thread. @param {(count: number) => void} onBytes */
+async function loadRuntime(onBytes) {
+  const ort = await import(new URL("ort.wasm.min.mjs", BASE).href);
+  ort.env.wasm.wasmBinary = await fetchBytes("ort-wasm-simd-threaded.wasm", onBytes);
+  ort.env.wasm.wasmPaths = BASE.href;
+  ort.env.wasm.numThreads = 1;
+  return ort;
+}
+
+/** Open the student that `about` tells of. @param {About} about
+ * @param {(count: number) => void} [onBytes] @returns {Promise<Student>} */
+export async function open(about, onBytes = () => {}) {
+  runtime ??= loadRuntime(onBytes);
+  runtime.catch(() => (runtime = null));
+  const ort = await runtime;
+  const session = await ort.InferenceSession.create(await fetchBytes(about.file, onBytes));
+  return { about, async ask(x, sigma, label) {
+    const inputs = { x: new ort.Tensor("float32", x, [1, ...about.shape]),
+      sigma: new ort.Tensor("float32", [sigma], [1]) };
+    if (about.classes.length)
+      Object.assign(inputs, { labels: new ort.Tensor("int64", [BigInt(label)], [1]) });
+    return (await session.run(inputs)).images.data;
+  } };
+}
+
+/** Turn `noise` into an image (CM paper, algorithm 1); return all that is seen on the way.
+ * @param {Student} student @param {Float32Array} noise
+ * @param {{steps?: number, fresh?: Float32Array, label?: number}} [options] fresh: the second
+ *   step's noise @returns {Promise<Shot[]>} */
+export async function sample({ about, ask }, noise, { steps = 1, fresh, label = 0 } = {}) {
+  const [top, middle, low] = about.levels;
+  /** @type {Shot[]} */
+  const shots = [{ image: noise.map((z) => z / 2), says: `noise, sigma ${top}` }];
+  /** @type {Float32Array} */
+  let image = await ask(noise.map((z) => z * top), top, label);
+  shots.push({ image, says: "after 1 step" });
+  if (steps > 1 && fresh) {
+    const added = Math.sqrt(middle ** 2 - low ** 2), other = fresh;
+    const noisy = image.map((v, i) => v + added * other[i]);
+    shots.push({ image: noisy.map((v) => v / 2), says: `noise again, sigma ${middle}` });
+    image = await ask(noisy, middle, label);
+    shots.push({ image, says: "after 2 steps" });
+  }
+  return shots;
+}
+
+/** The pixels of an image in [-1, 1], as Python's course writes them: RGBA, 0 … 255.
+ * @param {Float32Array} image @param {[number, number, number]} shape
+ * @returns {Uint8ClampedArray<ArrayBuffer>} */
+export function pixels(image, [channels, height, width]) {
+  const size = height * width, bytes = new Uint8ClampedArray(4 * size);
+  for (let i = 0; i < size; i++) {
+    for (let k = 0; k < 3; k++) {
+      const value = image[Math.min(k, channels - 1) * size + i];
+      bytes[4 * i + k] = Math.round((Math.min(1, Math.max(-1, value)) + 1) * 127.5);
+    }
+    bytes[4 * i + 3] = 255;
+  }
+  return bytes;
+}
+
+/** @param {Shot} shot @param {About} about */
+function figure({ image, says }, { shape }) {
+  const canvas = make("canvas", { width: shape[2], height: shape[1], role: "img",
+    "aria-label": `Image: ${says}` });
+  canvas.getContext("2d").putImageData(new ImageData(pixels(image, shape), shape[2]), 0, 0);
+  return make("figure", {}, canvas, make("figcaption", {}, says));
+}
+
+/** What can be shown. @type {Record<string, string>} */
+const MODES = { samples: "samples", path: "the way of one sample", between: "between two seeds",
+  classes: "one noise, every class" };
+
+/** Put the panel in the place of `picture`. @param {Element} picture */
+export async function show(picture) {
+  const says = make("output"), controls = make("div", { className: "play-controls" });
+  const pictures = make("div", { className: "play-pictures", tabIndex: 0, role: "group",
+    "aria-label": "Images of the student" });
+  const title = "Ask a student for images";
+  picture.replaceWith(make("section", { className: "play", "aria-label": `Playground: ${title}` },
+    make("p", { className: "play-head" }, title),
+    make("p", {}, "One of the students that ship with the course runs in your browser: it turns "
+      + "noise into an image in one step or two. Nothing is sent anywhere."),
+    controls, says, pictures));
+  const found = await fetch(new URL("images.json", BASE)).then((a) => a.json()).catch(() => null);
+  if (!found?.students.length || typeof WebAssembly === "undefined") {
+    pictures.remove();
+    says.value = typeof WebAssembly === "undefined"
+      ? "This browser runs no WebAssembly, which the student needs."
+      : "No student of images is on this site: it was built without onnxruntime-web or onnx.";
+    return;
+  }
+  const largest = found.students.reduce((/** @type {About} */ a, /** @type {About} */ b) =>
+    (a.bytes > b.bytes ? a : b));
+  askFirst(found, largest, { says, controls, pictures });
+}
+
+/** Offer to load a student, and its size. @param {{students: About[], runtime: {bytes: number}[]}} found
+ * @param {About} about @param {{says: any, controls: any, pictures: any}} parts */
+function askFirst(found, about, parts) {
+  const size = (/** @type {About} */ one) => one.bytes + (runtime ? 0
+    : found.runtime.reduce((sum, file) => sum + file.bytes, 0));
+  const words = () => `Load ${about.name} (${megabytes(size(about))})`;
+  const go = make("button", { type: "button", className: "play-button" }, words());
+  const names = found.students.map((one) => /** @type {[string, string]} */ ([one.name, one.name]));
+  const which = choice("Student", names, (name) => {
+    about = found.students.find((one) => one.name === name) ?? about;
+    go.textContent = words();
+  });
+  which.input.value = about.name;
+  const bar = make("progress", { max: size(about), value: 0, hidden: true,
+    "aria-label": "Loading" });
+  parts.controls.replaceChildren(which.box, go, bar);
+  parts.pictures.replaceChildren();
+  go.addEventListener("click", async () => {
+    go.disabled = which.input.disabled = true;
+    bar.hidden = false;
+    bar.max = size(about);
+    let came = 0;
+    const onBytes = (/** @type {number} */ count) => {
+      bar.value = came += count;
+      parts.says.value = `${megabytes(came)} of ${megabytes(bar.max)}`;
+    };
+    try {
+      const student = await open(about, onBytes);
+      play(found, student, parts);
+    } catch (error) {
+      askFirst(found, about, parts);
+      parts.says.value = `The student could not be loaded (${error}): try again later.`;
+    }
+  });
+}
+
+/** @param {{students: About[], runtime: {bytes: number}[]}} found @param {Student} student
+ * @param {{says: any, controls: any, pictures: any}} parts */
+function play(found, student, parts) {
+  const { about } = student, { says, controls, pictures } = parts;
+  const modes = Object.entries(MODES).filter(([key]) => key !== "classes" || about.classes.length);
+  const number = (/** @type {string} */ name, /** @type {number} */ value) => {
+    const id = `play-${name.replace(" ", "-")}`;
+    const input = make("input", { type: "number", min: 0, max: 99999, value, id });
+    input.addEventListener("change", draw);
+    return { input, box: make("div", { className: "play-control" },
+      make("label", { htmlFor: id }, name), input) };
+  };
+  const options = (/** @type {(string | number)[]} */ list) =>
+    list.map((v) => /** @type {[string, string]} */ ([`${v}`, `${v}`]));
+  const mode = choice("Show", /** @type {[string, string][]} */ (modes), draw);
+  const grid = choice("Images", options([4, 9, 16, 1]), draw);
+  const kinds = about.classes.map((name, i) => /** @type {[string, string]} */ ([`${i}`, name]));
+  const kind = choice("Class", [["", "each in turn"], ...kinds], draw);
+  const seed = number("Seed", 1), other = number("Second seed", 2);
+  const steps = choice("Steps", options(about.steps), draw);
+  const again = make("button", { type: "button", className: "play-button" }, "New seed");
+  again.addEventListener("click", () => {
+    seed.input.value = Number(seed.input.value) + 1;
+    draw();
+  });
+  const change = make("button", { type: "button", className: "play-button" }, "Other student");
+  change.addEventListener("click", () => {
+    turn++;
+    says.value = "";
+    askFirst(found, about, parts);
+  });
+  const boxes = [mode.box, grid.box, ...(kinds.length ? [kind.box] : []), seed.box, other.box,
+    ...(about.steps.length > 1 ? [steps.box] : []), again];
+  controls.replaceChildren(...boxes, ...(found.students.length > 1 ? [change] : []));
+  const size = about.shape.reduce((a, b) => a * b);
+  const label = (/** @type {number} */ i) => (kinds.length
+    ? kind.input.value === "" ? i % kinds.length : Number(kind.input.value) : 0);
+  let turn = 0;
+
+  /** What is to be drawn now, one after the other. @returns {(() => Promise<Shot[]>)[]} */
+  function jobs() {
+    const first = Number(seed.input.value), count = Number(grid.input.value);
+    const ask = (/** @type {Float32Array} */ noise, /** @type {number} */ i, says = "") => async () => {
+      const fresh = normals(1e6 + first, size);
+      const shots = await sample(student, noise, { steps: Number(steps.input.value), fresh, label: i });
+      return mode.input.value === "path" ? shots : [{ ...shots[shots.length - 1], says }];
+    };
+    const from = (/** @type {number} */ k) => normals(k, size);
+    const name = (/** @type {number} */ i) => about.classes[i] ?? "";
+    switch (mode.input.value) {
+      case "path": return [ask(from(100 * first), label(0))];
+      case "between": {
+        const [a, b] = [from(100 * first), from(100 * Number(other.input.value))];
+        return [0, 1, 2, 3, 4, 5, 6].map((k) => ask(sphericalMix(a, b, k / 6), label(0), `${k} / 6`));
+      }
+      case "classes": return kinds.map((_, i) => ask(from(100 * first), i, name(i)));
+      default: return Array.from({ length: count }, (_, i) =>
+        ask(from(100 * first + i), label(i), name(label(i))));
+    }
+  }
+
+  async function draw() {
+    const mine = ++turn, start = performance.now(), is = mode.input.value;
+    grid.box.hidden = is !== "samples";
+    other.box.hidden = is !== "between";
+    kind.box.hidden = is === "classes";
+    const todo = jobs(), across = is === "samples" ? Math.sqrt(todo.length) : Infinity;
+    pictures.replaceChildren();
+    let done = 0;
+    for (const job of todo) {
+      const shots = await job();
+      if (mine !== turn) return; // a newer wish came
+      if (done++ % across === 0) pictures.append(make("div", { className: "play-row" }));
+      pictures.lastElementChild.append(...shots.map((shot) => figure(shot, about)));
+      says.value = `${done} of ${todo.length}`;
+      await new Promise((next) => setTimeout(next));
+    }
+    if (is === "path" && about.strips)
+      pictures.append(make("p", {}, "Recorded, for four other noises: the teacher's walk from noise "
+        + "to image, and last the student's one step."), make("img", { className: "play-strips",
+        src: new URL(about.strips, BASE).href, alt: "Four rows that turn from noise into a clean "
+        + "image, step by step; the last image of a row, the student's, resembles the one before" }));
+    const seconds = (performance.now() - start) / 1000;
+    const each = steps.input.value === "1" ? "one evaluation" : "two evaluations";
+    says.value = `${todo.length} image${todo.length > 1 ? "s" : ""} of ${about.name} in `
+      + `${seconds.toFixed(1)} s, ${each} each.`;
+    pictures.dataset.drawn = `${turn}`;
+  }
+  draw();
+}
