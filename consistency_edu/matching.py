@@ -90,7 +90,7 @@ class DistributionMatching(nn.Module):
         self.updates, self.weight = updates, weight
         self.law = {"log_mean": log_mean, "log_std": log_std}
         self.also_trained = (fake,) if updates else ()
-        self._regression = regression and [regression]  # in a list: its weights are `online`'s
+        self._more = [] if regression is None else [regression]  # its weights are `online`'s
         self.step = 0
         if updates:
             check_fake(fake, online, teacher)
@@ -140,9 +140,7 @@ class DistributionMatching(nn.Module):
                 samples = self.sample(x, labels, generator)
             return self.fake_loss(samples, labels, generator)
         loss = self.student_loss(self.sample(x, labels, generator), labels, generator)
-        return (
-            loss + self._regression[0](x, labels, generator=generator) if self._regression else loss
-        )
+        return sum((more(x, labels, generator=generator) for more in self._more), loss)
 
     def after_step(self) -> None:
         """Count the step: whose turn is next follows from it."""
