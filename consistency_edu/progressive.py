@@ -31,13 +31,19 @@ class FewStepStudent(OneStepStudent):
     """A denoiser walked by Euler steps down ascending `sigmas` `[k + 1]`, as a model f(x, sigma).
 
     It exists at sigma_max alone and costs k evaluations, so one of 2 points is a one-step model.
-    The first sigma may be 0.
+    The first sigma may be 0.  `method` names how it was trained.
     """
 
-    def __init__(self, denoiser: nn.Module, sigmas: Tensor):
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        sigmas: Tensor,
+        *,
+        method: str = "direct or progressive distillation",
+    ):
         sigmas = check_levels(sigmas)
         ends = {"sigma_min": float(sigmas[0]), "sigma_max": float(sigmas[-1])}
-        super().__init__(**ends, method="direct or progressive distillation")
+        super().__init__(**ends, method=method)
         self.denoiser = denoiser
         self.register_buffer("sigmas", sigmas)
 

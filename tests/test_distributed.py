@@ -36,8 +36,11 @@ from consistency_edu.long_runs import (
     hold,
     init_distributed,
 )
+from consistency_edu.matching import DistributionMatching
 from consistency_edu.meanflow import MeanFlow, MeanFlowModel
 from consistency_edu.networks import MLP
+from consistency_edu.pf_ode import EDMDenoiser
+from consistency_edu.progressive import FewStepStudent
 from consistency_edu.training import train, trained_weights
 
 FORK = multiprocessing.get_context("fork")  # the children find everything imported
@@ -588,25 +591,38 @@ def test_workers_repeat_one_for_every_shape_of_objective(kind, tmp_path):
         assert (mine - weights).abs().max() < 1e-5
 
 
-def flow_course():
-    """Eight steps of improved MeanFlow among the workers, which share its draws."""
+def mean_flow():
+    """Improved MeanFlow of points."""
+    return MeanFlow(MeanFlowModel(MLP(width=16, use_gap=True), sigma_max=5.0), use_own_tangent=True)
+
+
+def matching():
+    """Distribution matching of points, one update of the fake for each of the student's."""
+    student, teacher, fake = (EDMDenoiser(MLP(width=16)) for _ in range(3))
+    return DistributionMatching(FewStepStudent(student, [0.0, 5.0]), teacher, fake)
+
+
+def points_course(make):
+    """Eight steps of what `make` makes among the workers, which share its draws."""
     with init_distributed() as workers:
         torch.manual_seed(0)
-        online = MeanFlowModel(MLP(width=16, use_gap=True), sigma_max=5.0)
+        objective = make()
         generator = SharedGenerator(part=(workers.rank, workers.count)).manual_seed(0)
         lot = torch.Generator().manual_seed(1)
         rows = ((workers.rows(torch.randn(12, 2, generator=lot)), None) for _ in range(8))
         options = {"lr": 1e-2, "generator": generator, "workers": workers}
-        objective = MeanFlow(online, use_own_tangent=True)
         losses = [state.loss for state in train(objective, rows, steps=8, **options)]
-        workers.check_agreement(online.parameters())
-    return losses, torch.cat([p.detach().flatten() for p in online.parameters()])
+        workers.check_agreement(trained_weights(objective))
+    return losses, torch.cat([p.detach().flatten() for p in trained_weights(objective)])
 
 
-def test_workers_repeat_one_where_derivatives_run_forward(tmp_path):
+@pytest.mark.parametrize("make", [mean_flow, matching])
+def test_workers_repeat_one_on_points(make, tmp_path):
+    """Where derivatives run forward, and where two networks take turns."""
     runs = {}
     for count in (1, 2, 3):
-        runs[count] = [answer["result"] for answer in together(count, flow_course, tmp_path)]
+        answers = together(count, lambda: points_course(make), tmp_path)
+        runs[count] = [answer["result"] for answer in answers]
     losses, weights = runs[1][0]
     for ours, mine in (*runs[2], *runs[3]):
         assert ours == pytest.approx(losses, rel=1e-4)

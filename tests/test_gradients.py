@@ -11,9 +11,11 @@ from consistency_edu.consistency_training import ConsistencyTraining
 from consistency_edu.data import draw_points, toy
 from consistency_edu.distillation import ConsistencyDistillation
 from consistency_edu.improved import EasyTuning, ImprovedTraining
+from consistency_edu.matching import DistributionMatching
 from consistency_edu.meanflow import MeanFlow, MeanFlowModel
 from consistency_edu.networks import MLP
 from consistency_edu.pf_ode import EDMDenoiser, karras_sigmas
+from consistency_edu.progressive import FewStepStudent
 from consistency_edu.trigflow import ContinuousConsistency
 
 GRID = karras_sigmas(18, 0.002, 5.0)
@@ -39,6 +41,11 @@ def make(name):
         online = MeanFlowModel(MLP(use_gap=True), sigma_max=5.0)
         its = teacher if "taught" in name else None
         return MeanFlow(online, its, use_own_tangent=name == "imf"), its
+    if name == "dmd":
+        online = FewStepStudent(EDMDenoiser(MLP()), [0.0, 5.0])
+        objective = DistributionMatching(online, teacher, EDMDenoiser(MLP()))
+        objective.after_step()  # it is the student's turn
+        return objective, torch.nn.ModuleList([teacher, objective.fake])
     if name in ("scd", "sct"):
         online = ConsistencyModel(MLP(), sigma_max=5.0, coefficients=edm_coefficients)
         return ContinuousConsistency(online, teacher if name == "scd" else None), teacher
@@ -49,7 +56,7 @@ def make(name):
 
 
 NAMES = ["cd", "cd slow", "ct", "ct slow", "ict", "ect", "scd", "sct", "boot"]
-NAMES += ["meanflow", "imf", "meanflow taught"]
+NAMES += ["meanflow", "imf", "meanflow taught", "dmd"]
 
 
 class Watched(torch.nn.Module):

@@ -10,9 +10,11 @@ from consistency_edu.consistency_training import ConsistencyTraining
 from consistency_edu.data import InputError, load_digits, toy, toy_batches
 from consistency_edu.distillation import ConsistencyDistillation
 from consistency_edu.improved import EasyTuning, ImprovedTraining
+from consistency_edu.matching import DistributionMatching
 from consistency_edu.meanflow import MeanFlow, MeanFlowModel
 from consistency_edu.networks import MLP, UNet
 from consistency_edu.pf_ode import EDMDenoiser, edm_objective, karras_sigmas
+from consistency_edu.progressive import DirectDistillation, FewStepStudent
 from consistency_edu.training import train
 from consistency_edu.trigflow import ContinuousConsistency, LearnedWeight
 
@@ -38,6 +40,15 @@ def make(name, seed):
     if name == "meanflow, unet with dropout":
         network = UNet(width=8, dropout=0.3, num_classes=10, use_gap=True)
         return MeanFlow(MeanFlowModel(network), use_own_tangent=True)
+    if name.startswith("dmd"):
+        unet = {"width": 8, "dropout": 0.3, "num_classes": 10}
+        student, fake = (
+            EDMDenoiser(UNet(**unet) if "unet" in name else MLP(width=16)) for _ in range(2)
+        )
+        online = FewStepStudent(student, [0.002, 5.0])
+        more = DirectDistillation(online, teacher, GRID) if "regression" in name else None
+        teacher = teacher if "unet" not in name else lambda x, sigma, labels: 0 * x
+        return DistributionMatching(online, teacher, fake, updates=2, regression=more)
     model = ConsistencyModel(MLP(width=16), sigma_max=5.0)
     if name in ("ict", "ect"):
         return {"ict": ImprovedTraining, "ect": EasyTuning}[name](model, total_steps=STEPS)
@@ -52,6 +63,7 @@ def make(name, seed):
 
 NAMES = ["dsm", "unet with dropout", "cd", "ct", "ict", "ect", "scd", "sct", "boot"]
 NAMES += ["meanflow", "imf", "meanflow with a teacher", "meanflow, unet with dropout"]
+NAMES += ["dmd", "dmd with regression", "dmd, unet with dropout"]
 
 
 def batches_of(name, generator):
