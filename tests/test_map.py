@@ -55,9 +55,8 @@ KEYS = {
 SWEPT = {
     "iMF": ("meanflow", {"velocity": "data", "own": True}),
     "MeanFlow of a teacher": ("meanflow", {"velocity": "learned"}),
+    "DMD": ("matching", {"method": "matching"}),
 }
-if (ROOT / "results" / "sweeps" / "matching.json").exists():
-    SWEPT["DMD"] = ("matching", {"method": "matching", "start": "denoiser"})
 METHOD = {name: method for name, (method, _) in KEYS.items()} | {"DMD": "dmd"}
 
 

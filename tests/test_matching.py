@@ -10,6 +10,7 @@ from torch import nn
 from consistency_edu import matching
 from consistency_edu.consistency import ConsistencyModel
 from consistency_edu.data import draw_points, toy
+from consistency_edu.experiments import matching as lab
 from consistency_edu.files import InputError
 from consistency_edu.matching import DistributionMatching, denoised_gap, inverse_error
 from consistency_edu.networks import MLP, UNet
@@ -424,7 +425,9 @@ class Recording(nn.Module):
 
 
 def test_every_other_sample_is_one_of_two_steps(generator):
-    still = lambda x, sigma, labels=None: torch.zeros_like(x)
+    def still(x, sigma, labels=None):
+        return torch.zeros_like(x)
+
     options = {"updates": 0, "low": 0.1, "high": 0.2}
     task = DistributionMatching(Recording(), still, still, middle=0.5, **options)
     x = torch.empty(20_000, 2, dtype=torch.float64)
@@ -452,3 +455,66 @@ def test_both_networks_see_samples_of_both_kinds():
         task.step = step
         kinds.append((task.is_fakes_turn, task.is_second))
     assert kinds == [(True, False)] * 2 + [(False, False)] + [(True, True)] * 2 + [(False, True)]
+
+
+# ------------------------------------------------------------------ what the sweeps run
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Denoisers of a few steps, and few pairs, for the runs of the sweeps."""
+    untrained = {gain: lab.timed_teacher("moons", 0, 2, gain) for gain in (1.0, 4.0)}
+    monkeypatch.setattr(lab, "timed_teacher", lambda dataset, seed, steps, gain: untrained[gain])
+    pairs = Pairs(torch.randn(8, 2), torch.randn(8, 2))
+    monkeypatch.setattr(lab, "ode_pairs", lambda dataset: pairs)
+    lab.short_cd.cache_clear()
+
+
+def test_the_objectives_of_the_sweeps(quick):
+    settings = [setting for sweep in lab.MATCHING_SWEEPS.values() for setting in sweep.settings]
+    for setting in settings:
+        objective, before = lab.build_run(setting, 0)
+        s = lab.RUN | setting
+        assert before > 0 and objective.draw_sigma(torch.zeros(99, 2)).max() <= s["high"] + 1e-6
+        assert isinstance(objective.fake, lab.SampledFake) == (s["fake"] == "samples")
+        assert objective.updates == (0 if s["fake"] == "samples" else s["updates"])
+        assert isinstance(objective.teacher, ExactDenoiser) == (s["teacher"] == "exact")
+        assert objective.online.denoiser.network.gain == s["gain"]
+        loss = objective.student_loss(objective.sample(data(), None, None), None, None)
+        objective.step = objective.updates
+        assert bool(objective._more) == (s["regression"] > 0) and loss.isfinite().all()
+    lab.short_cd.cache_clear()
+
+
+def test_a_fake_of_samples_follows_the_student_at_once():
+    online = student()
+    fake = lab.SampledFake(online, 500)
+    x, sigma = torch.zeros(4, 2), torch.full((4,), 0.5)
+    before = fake(x, sigma)
+    with torch.no_grad():
+        online.denoiser.network.last.bias.add_(10.0)
+    assert (fake(x, sigma) - before).norm(dim=1).min() > 0.1 and not fake.state_dict()
+
+
+def test_shares_and_distances_among_the_components():
+    mixture = toy("eight_gaussians")
+    cloud = draw_points(mixture, 20_000, generator=torch.Generator().manual_seed(0))[0]
+    found = lab.fit_to_components(cloud, mixture)
+    assert found["share_off"] < 0.01 and found["least_share"] == pytest.approx(0.125, abs=0.01)
+    assert found["middle"] == pytest.approx(math.sqrt(2 * math.log(2)), abs=0.02)
+    assert found["beyond_three"] == pytest.approx(math.exp(-4.5), abs=0.003)
+    assert found["outside"] < 0.001
+    kept = cloud[(cloud[:, 0] > 0.5) & (cloud[:, 1].abs() < 0.25)]  # the component on the right
+    alone = lab.fit_to_components(kept, mixture)
+    assert alone["share_off"] == pytest.approx(0.875, abs=0.01) and alone["least_share"] == 0
+
+
+def test_lag_and_signal_are_told_apart():
+    online = FewStepStudent(EXACT, [0.0, 5.0])
+    late = lab.SampledFake(online, 2000)
+    task = DistributionMatching(online, EXACT, late, updates=0)
+    lag, signal = lab.lag_and_signal(task, EXACT)
+    assert lag < 0.05 and signal > 0.1  # one step of the denoiser is far from the data
+    task.fake = EXACT
+    lag, again = lab.lag_and_signal(task, EXACT)
+    assert lag == again == signal

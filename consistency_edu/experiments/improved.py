@@ -54,10 +54,12 @@ class EvenTraining(ImprovedTraining):
 
 
 @functools.lru_cache
-def timed_teacher(dataset: str, seed: int, steps: int) -> tuple[EDMDenoiser, float]:
+def timed_teacher(
+    dataset: str, seed: int, steps: int, gain: float = 1.0
+) -> tuple[EDMDenoiser, float]:
     """Return a denoiser of `dataset` trained from `seed`, and its processor seconds."""
     start = process_time()
-    return learned_teacher(dataset, seed, steps=steps), process_time() - start
+    return learned_teacher(dataset, seed, gain, steps), process_time() - start
 
 # %% ../../nbs/lab/17_improved.ipynb #lab17008
 def student_objective(setting: dict, seed: int) -> tuple[nn.Module, float]:
