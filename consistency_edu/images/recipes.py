@@ -208,7 +208,7 @@ DIGITS_RECIPES = (
         "digits-dmd", method="dmd", source="digits-teacher",
         about="Distribution matching, no data; a step of the fake denoiser, one of the student.",
         data="digits", network="mlp", device="cpu",
-        batch=256, steps=6000, lr=3e-4, rate="cosine", warmup=50,
+        batch=256, steps=6000, lr=1e-3, rate="cosine", warmup=50,
         optimizer="adam_without_momentum", ema=0.999,
         sigma_min=2e-3, sigma_max=10.0, sigma_data=0.54, middle=0.6,
         log_mean=-0.8, log_std=1.2, updates=1,
