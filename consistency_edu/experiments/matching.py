@@ -228,9 +228,10 @@ MATCHING_SWEEPS: dict[str, Sweep] = {
         ),
         Sweep(
             "matching_turns",
-            "whether the fake keeps up: its updates and Adam's beta1; 6 core-minutes.",
+            "whether the fake keeps up: its updates and Adam's beta1; 4 core-minutes.",
             run_matching,
             list(TURNS.values()),
+            range(2),
         ),
         Sweep(
             "matching_levels",
