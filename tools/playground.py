@@ -45,6 +45,7 @@ from consistency_edu.experiments.consistency import (
     solved_paths,
 )
 from consistency_edu.files import write_file
+from consistency_edu.guidance import Guided
 from consistency_edu.image_sets import to_pixels
 from consistency_edu.images.methods import METHODS
 from consistency_edu.images.runs import Run, folder_of, load_run, pretrained_names
@@ -261,7 +262,8 @@ def strips_command(student: str, teacher: str, path: Path) -> None:
     labels = torch.arange(4) if run.recipe.labels else None
     grid = karras_sigmas(guide.recipe.points, guide.recipe.sigma_min, guide.recipe.sigma_max)
     sigmas = torch.cat([grid.flip(0), torch.zeros(1)])
-    walk = solve_pf_ode(guide.model, noise, sigmas, labels=labels, return_path=True)
+    walker = Guided(guide.model, run.recipe.guidance)  # with a weight of 1 as it is
+    walk = solve_pf_ode(walker, noise, sigmas, labels=labels, return_path=True)
     shown = torch.linspace(0, len(sigmas) - 1, 9).round().long()
     states = [walk[k] / float(1 + sigmas[k] ** 2) ** 0.5 for k in shown]
     rows = torch.stack([*states, run.sample(noise, labels=labels)], 1)  # [4, 10, C, H, W]
