@@ -33,7 +33,7 @@ def denoised_gap(
 def inverse_error(x: Tensor, real: Tensor, sigma: Tensor) -> Tensor:
     """Weigh by 1 / (mean absolute difference of samples `x` from the teacher's guess `real`).
 
-    All are `[B, ...]`, the weight `[B]`.  Source: DMD eq. 8.
+    All are `[B, ...]`, the weight `[B]`.  Source: DMD's code.
     """
     return 1 / (x - real).abs().flatten(1).mean(1).clamp(min=1e-6)
 
@@ -61,11 +61,11 @@ class DistributionMatching(nn.Module):
     `online` is a model f(x, sigma, labels), asked at its sigma_max alone, `teacher` any denoiser.
     `fake`, a denoiser like EDMDenoiser with weights of its own, learns those samples: of each
     `updates` + 1 steps it takes the first `updates`, with ln sigma ~ N(`log_mean`, `log_std`²), and
-    `online` the last, at levels even in ln sigma from `low` to `high` (None: sigma_max).
+    `online` the last, at levels uniform in ln sigma from `low` to `high` (None: sigma_max).
     `weight(samples, teacher's guess, sigma) -> [B]` scales a row's gradient (None: 1).
     `regression`, an objective of `online`, is added to its loss.  With a level `middle` every other
     sample is one of two steps: that of one step, with noise up to `middle`, jumps again.
-    Source: DMD (Yin et al. 2024), algorithm 1; DMD2 for more updates than one.
+    Source: DMD's code (Yin et al. 2024); DMD2's for more updates than one.
     """
 
     def __init__(
