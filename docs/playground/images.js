@@ -239,13 +239,14 @@ function play(found, student, parts) {
       const shots = await job();
       if (mine !== turn) return; // a newer wish came
       if (done++ % across === 0) pictures.append(make("div", { className: "play-row",
-        style: `--across: ${Math.min(across, 5)}` }));
+        style: `--across: ${Math.min(across, 4)}` }));
       pictures.lastElementChild.append(...shots.map((shot, i) => figure(shot, about, done + i)));
       says.value = `${done} of ${todo.length}`;
       await new Promise((next) => setTimeout(next));
     }
     if (is === "path" && about.strips)
-      pictures.append(make("p", {}, "Recorded, for four other noises: the teacher's walk from noise "
+      pictures.append(make("p", {}, `Recorded, for four other noises${kinds.length
+        ? ` (${about.classes.slice(0, 4).join(", ")})` : ""}: the teacher's walk from noise `
         + "to image, and last the student's one step."), make("img", { className: "play-strips",
         src: new URL(about.strips, BASE).href, alt: "Four rows that turn from noise into a clean "
         + "image, step by step; the last image of a row, the student's, resembles the one before" }));

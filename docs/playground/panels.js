@@ -204,13 +204,13 @@ function scorePanel() {
     + "score: where that density rises fastest. Drag the yellow point. The denoiser answers with "
     + "the mean of all clean points that may lie behind it, and the score points there.",
     [[plane], [[level.box, set.box], [key([
-      ["square", COLORS.data, "density of the noisy data, its peak darkest (at low levels it is as "
+      ["square", COLORS.data, "density of the noisy data, strongest at its peak (at low levels it is as "
         + "wide as the data's own spread, and the pixels blur it a little)"],
       ["line", COLORS.teacher, "arrows: the direction of the score. They are longer where sigma times "
         + "the score is larger, up to a limit. At low levels the score itself is large, yet sigma "
         + "times it is small."],
       ["dot", COLORS.teacher, "the denoiser's answer"],
-      ["line", INK, "the bar: every level has a scale of its own, to fit into the frame"]])]]]);
+      ["line", INK, "the bar: a length, its number above; every level has a scale of its own"]])]]]);
   return { element, says, views: [plane], draw(data) {
     const sigma = LEVELS[state.level], s = scale(sigma);
     level.set(state.level);
@@ -277,7 +277,7 @@ function pathPanel() {
     update({});
   });
   const go = playButton("Play the walk"), full = make("span");
-  const scaleBar = make("div", { className: "play-key" }, "white: 0", make("i",
+  const scaleBar = make("div", { className: "play-key" }, "0", make("i",
     { className: "play-ramp", style: `--mark: ${COLORS.error}` }), full);
   const { element, says } = lay("A walk of 34 evaluations, and jumps of one",
     "Drag the yellow point of noise. The blue line is the path on which the denoiser leads it to "
@@ -331,7 +331,7 @@ function consistencyPanel() {
   const chart = new Chart("The answer at every level of the path", "Two curves, the "
     + "coordinates of the answer along the path, and two dashed lines, those of the path's end.",
   { x: ["sigma 5, noise", "0.002, data"], y: (v) => written(v, 0), range: [-1.6, 1.6],
-    ticks: [-1, 0, 1], xlabel: "noise level along the path" });
+    ticks: [-1, 0, 1], xlabel: "noise level along the path" }, 0.9);
   const level = levelSlider(), names = /** @type {[string, string][]} */ (
     [["cd", "on (the answer is tied to the point at 0.002)"], ["bare", "off (nothing ties it)"]]);
   let name = "cd";
@@ -349,7 +349,7 @@ function consistencyPanel() {
     ["dot", COLORS.student, "the student's answers; the large one: to this point"],
     ["cross", INK, "the path's exact end"], DATA])], [level.box, form.box]],
   [chart, [key([["line", COLORS.student, "horizontal"], ["line", COLORS.ct, "vertical"],
-    ["dash", INK, "the same of the path's end"]])]]]);
+    ["dash", INK, "where the path ends"]])]]]);
   return { element, says, views: [plane, chart], draw(data) {
     level.set(state.level);
     plane.begin();
@@ -362,6 +362,7 @@ function consistencyPanel() {
     for (const k of [0, 1])
       chart.line({ color: colors[k], points: [[0, end[k]], [1, end[k]]], dash: [6, 4], width: 2 });
     plane.mark(line[state.level], COLORS.teacher, 6);
+    plane.mark(end, plane.ink, 5, "cross");
     if (!student) return void (says.value = NO_STUDENT.replace(/[.]$/, " in a panel above."));
     const answers = path.map((x, k) => student(x, LEVELS[k]));
     answers.forEach((a) => plane.mark(a, COLORS.student, 4, "dot", 0.8));
@@ -371,7 +372,7 @@ function consistencyPanel() {
       chart.mark(points[state.level], colors[k], 6);
     }
     plane.mark(answers[state.level], COLORS.student, 8);
-    plane.mark(end, plane.ink, 5, "cross");
+    plane.mark(end, plane.ink, 5, "cross"); // on top
     says.value = `At ${levelWords(state.level)} the answer is ${pair(answers[state.level])}, `
       + `${written(distance(answers[state.level], end))} from the path's end. At the lowest level, `
       + "0.002, the answer must equal the path's point there; it is "
