@@ -303,16 +303,24 @@ def test_the_walk_counts_its_evaluations_and_plays(browser, site):
     page = visit(browser, site, "path")
     assert page.locator("input[type=range]").get_attribute("max") == "17"
     page.locator("input[type=range]").fill("3")
-    wait_until_said(page, "^6 of 34")
+    assert "exact end" in wait_until_said(page, "^6 of 34")
+    assert "walk 0." not in said(page)  # it has not come to its end
     page.get_by_role("button", name="Play the walk").click()
     wait_until_said(page, "^(8|10|12) of 34")
-    assert "CD" in wait_until_said(page, "^34 of 34")
+    assert re.search(r"walk 0\.0\d+, CD 0", wait_until_said(page, "^34 of 34"))
     before = page.screenshot()
-    page.get_by_label("Red shows").select_option("parting")
+    behind = page.get_by_label("Red shows")
+    behind.select_option("parting")
     page.wait_for_timeout(300)
     assert page.screenshot() != before
+    behind.select_option("ct")
     page.get_by_label("Data", exact=True).select_option("circles")
-    assert "moons alone" in wait_until_said(page, "alone")
+    assert "Choose Data: moons" in wait_until_said(page, "No student")
+    assert behind.input_value() == "parting"  # all there is without students
+    assert behind.locator("option:disabled").count() == 3
+    page.get_by_label("Data", exact=True).select_option("moons")
+    wait_until_said(page, "BOOT")
+    assert behind.input_value() == "ct" and not behind.locator("option:disabled").count()
     page.get_by_label("Data", exact=True).select_option("pinwheel")  # not built here
     assert wait_until_said(page, "could not be loaded") and not page.faults
     page.close()
@@ -336,12 +344,12 @@ def test_who_wants_no_motion_gets_the_end_at_once(browser, site):
 
 def test_the_boundary_switch(browser, site):
     page = visit(browser, site, "consistency")
-    last = r"At sigma_min it is ([\d.]+) from the point"
-    with_it = re.search(last, wait_until_said(page, "sigma_min"))[1]
+    last = r"equal the path's point there; it is ([\d.]+) away"
+    with_it = re.search(last, wait_until_said(page, "lowest level"))[1]
     page.get_by_label("Boundary condition").select_option("bare")
     page.wait_for_function(
         "before => !document.querySelector('output').value.includes(before)",
-        arg=f"is {with_it} from the point",
+        arg=f"there; it is {with_it} away",
     )
     without = re.search(last, said(page))[1]
     assert float(with_it) == 0 and float(without) > 0.1
@@ -360,12 +368,14 @@ def test_neighbours_and_the_recorded_training(browser, site):
     page.close()
 
 
-def test_the_signal_goes_from_blur_to_sharp(browser, site):
+def test_the_signal_goes_from_the_middle_to_the_data(browser, site):
     page = visit(browser, site, "signal")
-    page.get_by_label("Noise level", exact=True).fill("0")
+    level = page.get_by_label("Noise level (right: less)", exact=True)
+    level.fill("0")
     assert "(0.00, 0.00)" in wait_until_said(page, "sigma 5[.]")  # the exact one starts at 0
-    page.get_by_label("Noise level", exact=True).fill("17")
+    page.get_by_role("button", name="Play the levels").click()
     text = wait_until_said(page, "sigma 0.002")
+    assert level.input_value() == "17"
     exact, boot = re.findall(r"\((−?[\d.]+), (−?[\d.]+)\)", text)
     gap = math.dist(*([float(v.replace("−", "-")) for v in pair] for pair in (exact, boot)))
     assert gap < 0.2 and gap == pytest.approx(float(re.search(r"([\d.]+) away", text)[1]), abs=0.02)
@@ -474,6 +484,8 @@ def test_controls_of_images(browser, site):
     wait_until_said(page, "^4 images of digits-by-class")
     images = page.locator(".play-pictures canvas")
     assert images.count() == 4 and any(url.endswith(".wasm") for url in asked)
+    assert re.match(r"Image 1: \w", images.first.get_attribute("aria-label"))
+    assert page.locator(".play-controls strong").inner_text() == "digits-by-class"
 
     def shows(act, count):
         before = images.first.evaluate("c => c.toDataURL()")
@@ -498,6 +510,7 @@ def test_controls_of_images(browser, site):
     page.get_by_role("button", name="Load digits-cd (0.5 MB)").click()
     wait_until_said(page, "^4 images of digits-cd")
     assert page.get_by_label("Class", exact=True).count() == 0 and not page.faults
+    assert images.last.get_attribute("aria-label") == "Image 4"
     page.close()
 
 

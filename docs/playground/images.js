@@ -91,10 +91,10 @@ export function pixels(image, [channels, height, width]) {
   return bytes;
 }
 
-/** @param {Shot} shot @param {About} about */
-function figure({ image, says }, { shape }) {
+/** @param {Shot} shot @param {About} about @param {number} number */
+function figure({ image, says }, { shape }, number) {
   const canvas = make("canvas", { width: shape[2], height: shape[1], role: "img",
-    "aria-label": `Image: ${says}` });
+    "aria-label": `Image ${number}${says && `: ${says}`}` });
   canvas.getContext("2d").putImageData(new ImageData(pixels(image, shape), shape[2]), 0, 0);
   return make("figure", {}, canvas, make("figcaption", {}, says));
 }
@@ -111,8 +111,10 @@ export async function show(picture) {
   const title = "Ask a student for images";
   picture.replaceWith(make("section", { className: "play", "aria-label": `Playground: ${title}` },
     make("p", { className: "play-head" }, title),
-    make("p", {}, "One of the students that ship with the course runs in your browser: it turns "
-      + "noise into an image in one step or two. Nothing is sent anywhere."),
+    make("p", {}, "Choose a student: small colour photos (32×32) or handwritten digits (8×8). It runs "
+      + "in your browser and turns noise into an image in one step or two; nothing is sent anywhere. "
+      + "Expect rough pictures: the networks are small. Show “the way of one sample” with 2 steps to "
+      + "see what the second step adds."),
     controls, says, pictures));
   const found = await fetch(new URL("images.json", BASE)).then((a) => a.json()).catch(() => null);
   if (!found?.students.length || typeof WebAssembly === "undefined") {
@@ -134,7 +136,8 @@ function askFirst(found, about, parts) {
     : found.runtime.reduce((sum, file) => sum + file.bytes, 0));
   const words = () => `Load ${about.name} (${megabytes(size(about))})`;
   const go = make("button", { type: "button", className: "play-button" }, words());
-  const names = found.students.map((one) => /** @type {[string, string]} */ ([one.name, one.name]));
+  const names = found.students.map((one) => /** @type {[string, string]} */ ([one.name,
+    `${one.name}: ${one.shape[0] > 1 ? "colour" : "grey"}, ${one.shape[2]}×${one.shape[1]}`]));
   const which = choice("Student", names, (name) => {
     about = found.students.find((one) => one.name === name) ?? about;
     go.textContent = words();
@@ -196,7 +199,7 @@ function play(found, student, parts) {
   });
   const boxes = [mode.box, grid.box, ...(kinds.length ? [kind.box] : []), seed.box, other.box,
     ...(about.steps.length > 1 ? [steps.box] : []), again];
-  controls.replaceChildren(...boxes, ...(found.students.length > 1 ? [change] : []));
+  controls.replaceChildren(make("strong", {}, about.name), ...boxes, ...(found.students.length > 1 ? [change] : []));
   const size = about.shape.reduce((a, b) => a * b);
   const label = (/** @type {number} */ i) => (kinds.length
     ? kind.input.value === "" ? i % kinds.length : Number(kind.input.value) : 0);
@@ -235,13 +238,15 @@ function play(found, student, parts) {
     for (const job of todo) {
       const shots = await job();
       if (mine !== turn) return; // a newer wish came
-      if (done++ % across === 0) pictures.append(make("div", { className: "play-row" }));
-      pictures.lastElementChild.append(...shots.map((shot) => figure(shot, about)));
+      if (done++ % across === 0) pictures.append(make("div", { className: "play-row",
+        style: `--across: ${Math.min(across, 4)}` }));
+      pictures.lastElementChild.append(...shots.map((shot, i) => figure(shot, about, done + i)));
       says.value = `${done} of ${todo.length}`;
       await new Promise((next) => setTimeout(next));
     }
     if (is === "path" && about.strips)
-      pictures.append(make("p", {}, "Recorded, for four other noises: the teacher's walk from noise "
+      pictures.append(make("p", {}, `Recorded, for four other noises${kinds.length
+        ? ` (${about.classes.slice(0, 4).join(", ")})` : ""}: the teacher's walk from noise `
         + "to image, and last the student's one step."), make("img", { className: "play-strips",
         src: new URL(about.strips, BASE).href, alt: "Four rows that turn from noise into a clean "
         + "image, step by step; the last image of a row, the student's, resembles the one before" }));

@@ -14,11 +14,15 @@
  */
 
 import * as N from "./numerics.js";
-import { COLORS, Chart, LIMIT, Plane, View, choice, isStill, make, slider } from "./views.js";
+import { COLORS, Chart, LIMIT, Plane, View, choice, isStill, key, make, slider } from "./views.js";
 
 export const LEVELS = N.karrasSigmas(18);
 const LAST = LEVELS.length - 1, NAMES = { cd: "CD", ct: "CT", boot: "BOOT" };
-const KINDS = { cd: "dot", ct: "triangle", boot: "square" };
+const KINDS = { cd: ["dot", COLORS.student], ct: ["triangle", COLORS.ct],
+  boot: ["square", COLORS.boot] };
+const INK = "currentcolor", DATA = /** @type {[string, string, string]} */ (
+  ["square", COLORS.data, "the data"]);
+const NO_STUDENT = "No student was trained on this set. Choose Data: moons.";
 export const SETS = ["moons", "circles", "swiss_roll", "eight_gaussians", "checkerboard", "pinwheel"];
 const BASE = new URL(".", import.meta.url);
 
@@ -136,20 +140,37 @@ function paintDensity(view, data, sigma) {
   view.paint(side, COLORS.data, (i) => 0.75 * Math.exp(logs[i] - top));
 }
 
-/** Lay out a panel: title, text, views, controls, and what they say.
- * @param {string} title @param {string} text @param {View[]} views @param {HTMLElement[]} controls
+/** Lay out a panel: title, text, columns of views with their controls below, and what they say.
+ * @param {string} title @param {string} text @param {(View | HTMLElement[])[][]} columns
  * @returns {{element: HTMLElement, says: HTMLOutputElement}} */
-function lay(title, text, views, controls) {
+function lay(title, text, columns) {
   const says = make("output");
+  const boxes = columns.map((column) => make("div", { className: "play-view" }, ...column.map(
+    (part) => (part instanceof View ? part.box : make("div", { className: "play-controls" }, ...part)))));
+  if (columns.some(([part]) => !(part instanceof View))) boxes[boxes.length - 1].append(says);
   const element = make("section", { className: "play", "aria-label": `Playground: ${title}` },
     make("p", { className: "play-head" }, title), make("p", {}, text),
-    make("div", { className: "play-views" }, ...views.map((view) => view.box)),
-    make("div", { className: "play-controls" }, ...controls), says);
+    make("div", { className: "play-views" }, ...boxes), ...(says.parentElement ? [] : [says]));
   return { element, says };
 }
 
+/** A button that moves the shared level from noise to data. @param {string} words */
+function playButton(words) {
+  const go = make("button", { type: "button", className: "play-button" }, words);
+  let timer = 0;
+  go.addEventListener("click", () => {
+    clearInterval(timer);
+    if (isStill.matches) return update({ level: LAST });
+    update({ level: 0 });
+    timer = setInterval(() => {
+      state.level < LAST ? update({ level: state.level + 1 }) : clearInterval(timer);
+    }, 180);
+  });
+  return go;
+}
+
 /** The slider of the noise level that all panels share. */
-const levelSlider = (name = "Noise level", words = levelWords) =>
+const levelSlider = (name = "Noise level (right: less)", words = levelWords) =>
   slider(name, LAST, (level) => update({ level }), words);
 
 const setChoice = () => {
@@ -175,14 +196,21 @@ function arrow(view, from, by) {
 /** Chapter 3. @returns {Panel} */
 function scorePanel() {
   const plane = new Plane("Density, score, and the denoiser's answer", "Grey density of the noisy "
-    + "data with blue arrows, the score; a line leads from the orange point to the denoiser's "
+    + "data with blue arrows, the score; a line leads from the yellow point to the denoiser's "
     + "answer.", move);
   const level = levelSlider(), set = setChoice();
   const { element, says } = lay("The score at one noise level",
-    "Grey is where the data are after noise of level sigma was added. The arrows are the score: "
-    + "they point where that density rises fastest. Drag the orange point. The blue dot is the "
-    + "mean of all clean points that may lie behind it, and the score points at it. Every level is "
-    + "drawn at a scale of its own, so that it fits into the frame.", [plane], [level.box, set.box]);
+    "Grey is where the data are after noise of level sigma was added. The arrows point along the "
+    + "score: where that density rises fastest. Drag the yellow point. The denoiser answers with "
+    + "the mean of all clean points that may lie behind it, and the score points there.",
+    [[plane], [[level.box, set.box], [key([
+      ["square", COLORS.data, "density of the noisy data, strongest at its peak (at low levels it is as "
+        + "wide as the data's own spread, and the pixels blur it a little)"],
+      ["line", COLORS.teacher, "arrows: the direction of the score. They are longer where sigma times "
+        + "the score is larger, up to a limit. At low levels the score itself is large, yet sigma "
+        + "times it is small."],
+      ["dot", COLORS.teacher, "the denoiser's answer"],
+      ["line", INK, "the bar: a length, its number above; every level has a scale of its own"]])]]]);
   return { element, says, views: [plane], draw(data) {
     const sigma = LEVELS[state.level], s = scale(sigma);
     level.set(state.level);
@@ -201,10 +229,14 @@ function scorePanel() {
     const found = N.posterior(data.mixture, x, sigma), goal = onScreen(found.denoised, sigma);
     plane.line({ color: COLORS.teacher, points: [state.at, goal], width: 2.5 });
     plane.mark(goal, COLORS.teacher, 6);
+    const unit = [5, 2, 1, 0.5].find((length) => length * s < 0.8) ?? 0.5;
+    plane.line({ color: plane.ink, points: [[-1.5, -1.5], [-1.5 + unit * s, -1.5]], width: 3 });
+    plane.text(`${unit}`, [-1.5, -1.5], 0, -6);
     plane.put(state.at);
     says.value = `At ${levelWords(state.level)} the point is x = ${pair(x)}. Its score is `
       + `${pair(found.score)}; the denoiser answers ${pair(found.denoised)}, which is x + sigma² · `
-      + "score.";
+      + "score." + (sigma < 0.02 ? " So little noise moves a point by less than the data's own "
+      + "spread: even off the grey the best guess is almost the point itself." : "");
   } };
 }
 
@@ -234,8 +266,8 @@ export function mapOf(data, kind) {
 
 /** Chapter 8. @returns {Panel} */
 function pathPanel() {
-  const plane = new Plane("The path, and the jumps of CD ●, CT ▲, BOOT ■", "A blue path from the orange point "
-    + "of noise to the grey data, and dashed lines to where three students jump.", move);
+  const plane = new Plane("The path, and three jumps", "A blue path from the yellow point of "
+    + "noise to the grey data, and dashed lines to where three students jump.", move);
   const noises = new Plane("Every noise: which are hard?", "The plane of noises, red where a "
     + "student's jump is far from the end of the path, or where neighbours part.", move);
   const level = levelSlider("Walk", (k) => `${2 * k} evaluations`), set = setChoice();
@@ -244,22 +276,19 @@ function pathPanel() {
     kind = value;
     update({});
   });
-  const go = make("button", { type: "button", className: "play-button" }, "Play the walk");
-  let timer = 0;
-  go.addEventListener("click", () => {
-    clearInterval(timer);
-    if (isStill.matches) return update({ level: LAST });
-    update({ level: 0 });
-    timer = setInterval(() => {
-      state.level < LAST ? update({ level: state.level + 1 }) : clearInterval(timer);
-    }, 180);
-  });
+  const go = playButton("Play the walk"), full = make("span");
+  const scaleBar = make("div", { className: "play-key" }, "0", make("i",
+    { className: "play-ramp", style: `--mark: ${COLORS.error}` }), full);
   const { element, says } = lay("A walk of 34 evaluations, and jumps of one",
-    "Drag the orange point of noise. The blue line is the path on which the ODE carries it to the "
-    + "data (grey), in 17 steps of two evaluations of the denoiser. Three students go from the "
-    + "noise straight to the end, in one evaluation. On the right, the same point among all "
-    + "noises: full red is an error of 0.5, or a place where close noises end far apart.",
-  [plane, noises], [level.box, go, behind.box, set.box]);
+    "Drag the yellow point of noise. The blue line is the path on which the denoiser leads it to "
+    + "the data (the probability-flow ODE), in 17 steps of two evaluations. CD, CT and BOOT are "
+    + "students, trained in three ways to jump from the noise to the path's end in one evaluation. "
+    + "The second picture shows the same point among all noises, and which of them are hard.",
+  [[plane, [key([["line", COLORS.teacher, "the walk"],
+    ...Object.entries(NAMES).map(([name, title]) => /** @type {[string, string, string]} */ (
+      [...KINDS[/** @type {keyof KINDS} */ (name)], title])),
+    ["cross", INK, "the exact end"], DATA])], [level.box, go, set.box]],
+  [noises, [scaleBar], [behind.box]]]);
   return { element, says, views: [plane, noises], draw(data) {
     const { line, noise, path, end } = walk(data), sigma = LEVELS[state.level];
     level.set(state.level);
@@ -268,38 +297,43 @@ function pathPanel() {
     paintDensity(plane, data, 0.02);
     plane.line({ color: COLORS.teacher, points: line, width: 1.5, alpha: 0.45 });
     plane.line({ color: COLORS.teacher, points: line.slice(0, state.level + 1), width: 3.5 });
-    const errors = [`the walk ${written(distance(path[LAST], end))}`];
+    const errors = state.level < LAST ? [] : [`the walk ${written(distance(path[LAST], end))}`];
+    plane.mark(line[state.level], COLORS.teacher, 7);
     for (const [name, title] of Object.entries(NAMES)) {
       if (!(name in data.students)) continue;
-      const to = jump(data, name, noise);
-      plane.line({ color: COLORS.student, points: [state.at, to], dash: [5, 4], width: 1.3 });
-      plane.mark(to, COLORS.student, 5, KINDS[/** @type {keyof KINDS} */ (name)]);
+      const to = jump(data, name, noise), [shape, color] = KINDS[/** @type {keyof KINDS} */ (name)];
+      plane.line({ color, points: [state.at, to], dash: [5, 4], width: 1.5 });
+      plane.mark(to, color, 6, shape);
       errors.push(`${title} ${written(distance(to, end))}`);
     }
-    plane.mark(line[state.level], COLORS.teacher, 6);
-    plane.mark(end, plane.ink, 9, "ring");
+    plane.mark(end, plane.ink, 5, "cross");
     plane.put(state.at);
     noises.begin();
-    const has = kind === "parting" || kind in data.students;
-    const map = has ? mapOf(data, kind) : [], full = kind === "parting" ? 6 : 0.5;
-    noises.paint(Math.sqrt(data.ends.length), COLORS.error, (i) => ((map[i] || 0) / full) ** 0.7);
+    for (const option of behind.input.options)
+      option.disabled = option.value !== "parting" && !(option.value in data.students);
+    const now = kind in data.students ? kind : "parting", isParting = now === "parting";
+    behind.input.value = now;
+    const map = mapOf(data, now), most = isParting ? 6 : 0.5;
+    full.textContent = isParting ? "full red: the ends are 6 times as far apart as the noises, or more"
+      : "full red: 0.5 from the exact end, or more";
+    noises.paint(Math.sqrt(data.ends.length), COLORS.error, (i) => ((map[i] || 0) / most) ** 0.7);
     noises.put(state.at);
-    says.value = `${2 * state.level} of ${2 * LAST} evaluations: sigma ${sigma.toPrecision(2)}. `
-      + `How far from the exact end (ring): ${errors.join(", ")}.`
-      + (errors.length > 1 ? "" : " Students come with the moons alone.");
+    says.value = `${2 * state.level} of ${2 * LAST} evaluations: sigma ${sigma.toPrecision(2)}.`
+      + (errors.length ? ` How far from the exact end (cross): ${errors.join(", ")}.` : "")
+      + ("cd" in data.students ? "" : ` ${NO_STUDENT}`);
   } };
 }
 
 /** Chapter 9. @returns {Panel} */
 function consistencyPanel() {
-  const plane = new Plane("The path, and the answers along it", "A path from the orange point to "
+  const plane = new Plane("The path, and the answers along it", "A path from the yellow point to "
     + "the data, with an orange dot for each answer of the student.", move);
-  const chart = new Chart("The answer at every level of the path", "Two orange curves, the "
+  const chart = new Chart("The answer at every level of the path", "Two curves, the "
     + "coordinates of the answer along the path, and two dashed lines, those of the path's end.",
   { x: ["sigma 5, noise", "0.002, data"], y: (v) => written(v, 0), range: [-1.6, 1.6],
-    ticks: [-1, 0, 1], xlabel: "noise level along the path" });
+    ticks: [-1, 0, 1], xlabel: "noise level along the path" }, 0.9);
   const level = levelSlider(), names = /** @type {[string, string][]} */ (
-    [["cd", "with c_skip and c_out"], ["bare", "without: the network alone"]]);
+    [["cd", "on (the answer is tied to the point at 0.002)"], ["bare", "off (nothing ties it)"]]);
   let name = "cd";
   const form = choice("Boundary condition", names, (value) => {
     name = value;
@@ -307,10 +341,15 @@ function consistencyPanel() {
   });
   const { element, says } = lay("One answer along the whole path",
     "A consistency function answers every point of a path with the path's end. So both curves, the "
-    + "two coordinates of the student's answer, should be flat and lie on the dashed lines. "
-    + "Switch the boundary condition off: a network without c_skip and c_out, first fitted to the "
-    + "true ends and then trained on to agree with itself alone, agrees on a wrong answer.",
-  [plane, chart], [level.box, form.box]);
+    + "two coordinates of the student's answer, should be flat and lie on the dashed lines. The "
+    + "student is the one of CD. Switch its boundary condition off: then another network answers, "
+    + "which was first fitted to the true ends and then trained on to agree with itself alone. It "
+    + "agrees on a wrong answer.",
+  [[plane, [key([["line", COLORS.teacher, "the path"], ["dot", COLORS.teacher, "its point at this level"],
+    ["dot", COLORS.student, "the student's answers; the large one: to this point"],
+    ["cross", INK, "the path's exact end"], DATA])], [level.box, form.box]],
+  [chart, [key([["line", COLORS.student, "horizontal"], ["line", COLORS.ct, "vertical"],
+    ["dash", INK, "where the path ends"]])]]]);
   return { element, says, views: [plane, chart], draw(data) {
     level.set(state.level);
     plane.begin();
@@ -319,24 +358,25 @@ function consistencyPanel() {
     paintDensity(plane, data, 0.02);
     plane.line({ color: COLORS.teacher, points: line, width: 2, alpha: 0.6 });
     plane.put(state.at);
+    const colors = [COLORS.student, COLORS.ct];
     for (const k of [0, 1])
-      chart.line({ color: COLORS.teacher, points: [[0, end[k]], [1, end[k]]], dash: [6, 4] });
+      chart.line({ color: colors[k], points: [[0, end[k]], [1, end[k]]], dash: [6, 4], width: 2 });
     plane.mark(line[state.level], COLORS.teacher, 6);
-    plane.mark(end, plane.ink, 9, "ring");
-    if (!student) return void (says.value = "Students come with the moons alone.");
+    plane.mark(end, plane.ink, 5, "cross");
+    if (!student) return void (says.value = NO_STUDENT.replace(/[.]$/, " in a panel above."));
     const answers = path.map((x, k) => student(x, LEVELS[k]));
     answers.forEach((a) => plane.mark(a, COLORS.student, 4, "dot", 0.8));
     for (const k of [0, 1]) {
       const points = answers.map((a, i) => /** @type {Point} */ ([i / LAST, a[k]]));
-      chart.line({ color: COLORS.student, points, width: 2.5 });
-      chart.mark(points[state.level], COLORS.student, 5);
-      chart.text(["horizontal", "vertical"][k], points[[2, 11][k]], 0, -7);
+      chart.line({ color: colors[k], points, width: 2.5 });
+      chart.mark(points[state.level], colors[k], 6);
     }
-    plane.mark(answers[state.level], COLORS.student, 7);
-    plane.mark(answers[state.level], plane.ink, 7, "ring");
+    plane.mark(answers[state.level], COLORS.student, 8);
+    plane.mark(end, plane.ink, 5, "cross"); // on top
     says.value = `At ${levelWords(state.level)} the answer is ${pair(answers[state.level])}, `
-      + `${written(distance(answers[state.level], end))} from the path's end. At sigma_min it is `
-      + `${written(distance(answers[LAST], path[LAST]), 4)} from the point itself, which must be 0.`;
+      + `${written(distance(answers[state.level], end))} from the path's end. At the lowest level, `
+      + "0.002, the answer must equal the path's point there; it is "
+      + `${written(distance(answers[LAST], path[LAST]), 4)} away.`;
   } };
 }
 
@@ -344,14 +384,14 @@ function consistencyPanel() {
 function neighboursPanel() {
   const plane = new Plane("Two neighbours, and their answers", "A path with two neighbouring "
     + "points, and dashed lines to the student's answers to them.", move);
-  const bars = new Chart("The gap for every pair of this path", "One bar for each pair of "
+  const bars = new Chart("The gap of each of the 17 pairs", "One bar for each pair of "
     + "neighbours: the distance of the two answers.",
-  { x: ["noise", "data"], y: (v) => written(v, 2), range: [0, 0.1], ticks: [0, 0.05, 0.1],
-    xlabel: "pairs of neighbouring levels" });
-  const chart = new Chart("Truth climbs the grid (recorded)", "Curves of the error at each noise "
+  { x: ["sigma 5, noise", "0.002, data"], y: (v) => written(v, 2), range: [0, 0.1],
+    ticks: [0, 0.05, 0.1], xlabel: "pairs of neighbouring levels" }, 0.5);
+  const chart = new Chart("Another student, while it trains", "Curves of the error at each noise "
     + "level, one for each step of a training; the current one is orange.",
-  { x: ["sigma 0.1", "5"], y: (v) => `${100 * v} %`, range: [0, 1], ticks: [0, 0.5, 1],
-    xlabel: "noise level, from clean to noisy" });
+  { x: ["sigma 5", "0.12"], y: (v) => `${100 * v} %`, range: [0, 1], ticks: [0, 0.5, 1],
+    xlabel: "noise level, from noisy to clean", at: ["1", 0.4] }, 0.6);
   const level = slider("Pair", LAST - 1, (k) => update({ level: k }),
     (k) => `${LEVELS[k].toPrecision(2)} and ${LEVELS[k + 1].toPrecision(2)}`);
   let step = 4;
@@ -360,11 +400,20 @@ function neighboursPanel() {
     update({});
   }, (k) => `${25 * k} of 800`);
   const { element, says } = lay("Two neighbours, one answer",
-    "Consistency distillation takes two neighbours on a path, one step of the teacher apart, and "
-    + "asks the student about both. The distance of the two answers is the gap (red); training "
-    + "makes it small. Only the lowest pair has a known goal; from there the truth climbs to the noisy "
-    + "end. The last chart is a recorded training of 40 levels: the error at each level, as a share "
-    + "of the untrained one. From sigma 1 on, each level falls after the one below it.", [plane, bars, chart], [level.box, training.box]);
+    "Consistency distillation (CD) takes two neighbours on a path, one step of the teacher apart, "
+    + "and asks the student about both. Training makes the gap small, the distance of the two answers. "
+    + "The picture and the chart of gaps show a student already trained: its answers mostly lie on "
+    + "one another. The chart with steps shows another student, on a grid of 40 levels, while it "
+    + "trains (recorded): the error that is left, as a share of the untrained one. Each line is one "
+    + "training step. Look to the left of sigma 1: there each level falls only after the one on its "
+    + "right, so what is true climbs to the noise. Between 1 and 0.1, where the error is smaller "
+    + "from the start, the cleaner levels fall later.",
+  [[plane, [key([["dot", COLORS.teacher, "the two neighbours"],
+    ["dot", COLORS.student, "the answers to them"], ["line", COLORS.error, "the gap"], DATA])],
+  [level.box]],
+  [bars, [key([["square", COLORS.student, "gaps"], ["square", COLORS.error, "this pair's"]])],
+    chart, [key([["line", COLORS.student, "this step"],
+      ["line", COLORS.data, "steps 0, 100 … 800 (the first five are numbered)"]])], [training.box]]]);
   return { element, says, views: [plane, bars, chart], draw(data) {
     const k = Math.min(state.level, LAST - 1), { line, path } = walk(data);
     level.set(k);
@@ -379,7 +428,7 @@ function neighboursPanel() {
     plane.line({ color: COLORS.teacher, points: line, width: 1.5, alpha: 0.5 });
     plane.line({ color: COLORS.teacher, points: line.slice(k, k + 2), width: 4 });
     plane.put(state.at);
-    if (!student || !data.climb) return void (says.value = "Students come with the moons alone.");
+    if (!student || !data.climb) return void (says.value = NO_STUDENT.replace(/[.]$/, " in a panel above."));
     for (const i of [k, k + 1]) {
       plane.line({ color: COLORS.student, points: [line[i], answers[i]], dash: [5, 4] });
       plane.mark(line[i], COLORS.teacher, 6);
@@ -387,19 +436,25 @@ function neighboursPanel() {
     plane.mark(answers[k], COLORS.student, 6);
     plane.mark(answers[k + 1], COLORS.student, 6);
     plane.line({ color: COLORS.error, points: [answers[k], answers[k + 1]], width: 4 });
+    bars.line({ color: COLORS.error, width: 14, alpha: 0.2,
+      points: [[(k + 0.5) / LAST, 0], [(k + 0.5) / LAST, high]] });
     gaps.forEach((gap, i) => bars.line({ color: i === k ? COLORS.error : COLORS.student, width: 8,
       points: [[(i + 0.5) / LAST, 0], [(i + 0.5) / LAST, Math.max(gap, high / 100)]] }));
     const { errors, sigmas } = data.climb, first = sigmas.findIndex((sigma) => sigma > 0.09);
     const [start, end] = [sigmas[first], sigmas[sigmas.length - 1]].map(Math.log);
     const share = (/** @type {number} */ at, /** @type {number} */ i) => errors[at][i] / errors[0][i];
-    errors.forEach((row, at) => (at % 4 && at !== step) || chart.line({
-      color: at === step ? COLORS.student : COLORS.data, width: at === step ? 3 : 1,
-      alpha: at === step ? 1 : 0.5,
-      points: row.map((_, i) => /** @type {Point} */ (
-        [(Math.log(sigmas[i]) - start) / (end - start), share(at, i)])).slice(first) }));
+    const across = (/** @type {number} */ sigma) => (end - Math.log(sigma)) / (end - start);
+    chart.axes.at = ["1", across(1)];
+    const curve = (/** @type {number} */ at, /** @type {string} */ color, width = 1.2) =>
+      chart.line({ color, width, points: sigmas.map((sigma, i) => /** @type {Point} */ (
+        [across(sigma), share(at, i)])).slice(first) });
+    for (let at = 0; at < errors.length; at += 4) curve(at, COLORS.data);
+    curve(step, COLORS.student, 3);
     const top = share(step, sigmas.length - 1);
+    for (let at = 0; at <= 16; at += 4)
+      chart.text(`${25 * at}`, [0, share(at, sigmas.length - 1)], 3, at ? -3 : 13);
     says.value = `The two answers, at ${levelWords(k)} and ${levelWords(k + 1)}, are `
-      + `${written(gaps[k])} apart. In the recorded training, after ${25 * step} steps `
+      + `${written(gaps[k], 4)} apart. In the recorded training, after ${25 * step} steps `
       + `${Math.round(100 * top)} % of the error at the noisiest level is left.`;
   } };
 }
@@ -413,16 +468,20 @@ function crowd() {
 /** Chapter 14. @returns {Panel} */
 function signalPanel() {
   const noisy = new Plane("The noisy point x", "300 grey points on their way from noise to data, "
-    + "and the path of the orange point.", move);
-  const clear = new View("The signal y in it", "300 signals, crowded in the middle at high noise "
-    + "and spread along the data at low noise, with the signal of the orange point.");
+    + "and the path of the yellow point.", move);
+  const clear = new View("The signals of these points", "300 signals, crowded in the middle at high noise "
+    + "and spread along the data at low noise, with the signal of the yellow point.");
   const level = levelSlider(), set = setChoice(), noises = crowd();
-  const { element, says } = lay("BOOT's signal, from blur to sharp",
-    "A noisy point x is a signal plus sigma times its noise. On the left x moves from noise to "
-    + "data. On the right is the signal alone, for the same noises: first all of them are one blur "
-    + "in the middle, then they part and become sharp. BOOT's student (orange) predicts the signal "
-    + "at any level from the noise alone; blue is the exact one.",
-  [noisy, clear], [level.box, set.box]);
+  const { element, says } = lay("BOOT's guess of the signal",
+    "The signal is what is left of x when sigma times its starting noise is taken away. At high "
+    + "noise it is about the mean of all data; at low noise it is the data point. BOOT's student "
+    + "guesses it, at any level, from the starting noise alone. BOOT is not exact: in the end some "
+    + "orange dots stay between the moons. Drag the yellow starting point, and play.",
+  [[noisy, [key([["dot", COLORS.data, "300 noisy points"], ["line", COLORS.teacher, "the path of yours"],
+    ["dot", COLORS.teacher, "your x at this level"]])],
+  [level.box, playButton("Play the levels"), set.box]],
+  [clear, [key([["dot", COLORS.student, "BOOT's guess"], ["dot", COLORS.teacher, "exact"],
+    ["ring", INK, "large, with a rim: of your point"]])]]]);
   return { element, says, views: [noisy, clear], draw(data) {
     const { path, line, noise } = walk(data), sigma = LEVELS[state.level], student = data.students.boot;
     level.set(state.level);
@@ -436,8 +495,8 @@ function signalPanel() {
     const guessed = student && keep(data, `crowd ${sigma}`, () => noises.map((z) => student(z, sigma)));
     paths.forEach((p, i) => {
       noisy.mark(onScreen(p[state.level], sigma), COLORS.data, 2.2, "dot", 0.8);
-      const y = guessed ? guessed[i] : signal(p[state.level], noises[i], sigma);
-      clear.mark(y, guessed ? COLORS.student : COLORS.teacher, 2.2, "dot", 0.75);
+      clear.mark(signal(p[state.level], noises[i], sigma), COLORS.teacher, 2.2, "dot", 0.5);
+      if (guessed) clear.mark(guessed[i], COLORS.student, 2.2, "dot", 0.9);
     });
     noisy.line({ color: COLORS.teacher, points: line, width: 1.5, alpha: 0.5 });
     noisy.line({ color: COLORS.teacher, points: line.slice(0, state.level + 1), width: 3 });
@@ -447,11 +506,11 @@ function signalPanel() {
     clear.line({ color: COLORS.teacher, points: exact, width: 2.5 });
     clear.mark(exact[state.level], COLORS.teacher, 8);
     says.value = `At ${levelWords(state.level)} the exact signal is ${pair(exact[state.level])}.`;
-    if (!student) return void (says.value += " Students come with the moons alone.");
+    if (!student) return void (says.value += ` ${NO_STUDENT}`);
     const learned = LEVELS.map((s) => student(noise, s));
-    clear.line({ color: clear.ink, points: learned, width: 1.5, dash: [5, 4] });
-    clear.mark(learned[state.level], clear.ink, 9, "ring");
-    says.value += ` BOOT predicts ${pair(learned[state.level])} (ring), `
+    clear.line({ color: COLORS.student, points: learned, width: 2.5, dash: [5, 4] });
+    clear.mark(learned[state.level], COLORS.student, 6);
+    says.value += ` BOOT guesses ${pair(learned[state.level])}, `
       + `${written(distance(exact[state.level], learned[state.level]))} away.`;
   } };
 }

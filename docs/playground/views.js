@@ -6,7 +6,8 @@
  * @typedef {{color: string, points: Point[], width?: number, dash?: number[], alpha?: number}} Line
  */
 
-export const COLORS = { data: "#8c8c8c", teacher: "#0072B2", student: "#E69F00", error: "#D55E00" };
+export const COLORS = { data: "#8c8c8c", teacher: "#0072B2", student: "#E69F00",
+  ct: "#009E73", boot: "#CC79A7", error: "#D62728" };
 export const LIMIT = 1.6; // the plane reaches from -LIMIT to LIMIT
 export const isStill = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -50,6 +51,12 @@ export function choice(name, options, onChange) {
   const label = make("label", { htmlFor: id }, name);
   return { box: make("div", { className: "play-control" }, label, input), input };
 }
+
+/** What the marks of a picture mean: pairs of a swatch (its kind and colour) and words.
+ * @param {[string, string, string][]} marks @returns {HTMLElement} */
+export const key = (marks) => make("div", { className: "play-key" }, ...marks.map(
+  ([kind, color, words]) => make("span", {},
+    make("i", { className: `play-${kind}`, style: `--mark: ${color}` }), words)));
 
 /** A canvas that is drawn anew when its size, or day and night, change. */
 export class View {
@@ -113,8 +120,18 @@ export class View {
       c.lineTo(x + 1.1 * size, y + size);
       c.lineTo(x - 1.1 * size, y + size);
       c.closePath();
+    } else if (kind === "cross") {
+      for (const up of [-1, 1]) {
+        c.moveTo(x - size, y - up * size);
+        c.lineTo(x + size, y + up * size);
+      }
     } else c.arc(x, y, size, 0, 7);
-    kind === "ring" ? c.stroke() : c.fill();
+    if (kind === "cross") c.stroke();
+    else c.fill();
+    if (kind !== "cross" && size > 5) { // large marks have a rim, to be told from what they cover
+      [c.strokeStyle, c.lineWidth] = [this.ink, 1.2];
+      c.stroke();
+    }
     c.globalAlpha = 1;
   }
 
@@ -185,7 +202,8 @@ export class Plane extends View {
     this.at = at;
     this.handle.style.left = `${(at[0] / LIMIT + 1) * 50}%`;
     this.handle.style.top = `${(1 - at[1] / LIMIT) * 50}%`;
-    const says = `Point of noise at ${at[0].toFixed(2)}, ${at[1].toFixed(2)}: arrow keys move it`;
+    const says = `Yellow point, in the frame at ${at[0].toFixed(2)}, ${at[1].toFixed(2)}: `
+      + "arrow keys move it";
     this.handle.setAttribute("aria-label", says);
   }
 }
@@ -194,9 +212,10 @@ export class Plane extends View {
 export class Chart extends View {
   /** @param {string} title @param {string} says
    * @param {{x: [string, string], y: (number: number) => string, range: [number, number],
-   *   ticks: number[], xlabel: string}} axes x: what stands at its ends */
-  constructor(title, says, axes) {
-    super(title, says, 0.72);
+   *   ticks: number[], xlabel: string, at?: [string, number]}} axes x: what stands at its ends,
+   *   at: and at one place between @param {number} [ratio] height / width */
+  constructor(title, says, axes, ratio = 0.72) {
+    super(title, says, ratio);
     this.axes = axes;
   }
 
@@ -210,7 +229,7 @@ export class Chart extends View {
 
   begin() {
     super.begin();
-    const { range, ticks, x, y, xlabel } = this.axes, [low] = range, c = this.context;
+    const { range, ticks, x, y, xlabel, at } = this.axes, [low] = range, c = this.context;
     for (const tick of ticks) {
       this.line({ color: this.ink, points: [[0, tick], [1, tick]], width: 1, alpha: 0.18 });
       this.text(y(tick), [0, tick], -6, 4, "right");
@@ -218,6 +237,10 @@ export class Chart extends View {
     this.line({ color: this.ink, points: [[0, low], [1, low]], width: 1 });
     this.text(x[0], [0, low], 0, 17);
     this.text(x[1], [1, low], 0, 17, "right");
+    if (at) {
+      this.line({ color: this.ink, points: [[at[1], low], [at[1], range[1]]], width: 1, alpha: 0.4 });
+      this.text(at[0], [at[1], low], 0, 17, "center");
+    }
     this.text(xlabel, [0.5, low], 0, 33, "center");
     c.textAlign = "left";
   }
