@@ -25,7 +25,8 @@ from consistency_edu.experiments.consistency import bare_coefficients  # noqa: E
 from consistency_edu.image_sets import to_pixels  # noqa: E402
 from consistency_edu.images.runs import load_run, pretrained_names  # noqa: E402
 from consistency_edu.networks import MLP  # noqa: E402
-from consistency_edu.pf_ode import karras_sigmas, solve_pf_ode  # noqa: E402
+from consistency_edu.pf_ode import EDMDenoiser, karras_sigmas, solve_pf_ode  # noqa: E402
+from consistency_edu.progressive import FewStepStudent  # noqa: E402
 from consistency_edu.sampling import sample_one_step, spherical_mix  # noqa: E402
 from consistency_edu.score import ExactDenoiser  # noqa: E402
 
@@ -116,13 +117,18 @@ def students():
     """The students of the plane in float64, as Python builds them."""
     weights = load_file(playground.SOURCE / "moons.safetensors")
     found = {}
-    for name in ("cd", "ct", "boot", "bare"):
+    for name in ("cd", "ct", "boot", "bare", "dmd"):
         mine = {k.partition(".")[2]: v for k, v in weights.items() if k.startswith(f"{name}.")}
         network = MLP(width=len(mine["first.bias"])).double()
         network.load_state_dict(mine)
-        kind = SignalModel if name == "boot" else ConsistencyModel
-        options = {"coefficients": bare_coefficients} if name == "bare" else {}
-        found[name] = kind(network, sigma_max=5.0, **options).eval().requires_grad_(False)
+        if name == "dmd":
+            model = FewStepStudent(EDMDenoiser(network), torch.tensor([0.0, 5.0]))
+        elif name == "boot":
+            model = SignalModel(network, sigma_max=5.0)
+        else:
+            options = {"coefficients": bare_coefficients} if name == "bare" else {}
+            model = ConsistencyModel(network, sigma_max=5.0, **options)
+        found[name] = model.eval().requires_grad_(False)
     return found
 
 
@@ -180,6 +186,15 @@ def test_boot_predicts_signals_and_jumps(page):
     for ours, sigma in zip(doubles(signals), LEVELS):
         assert (ours - model(NOISE, sigma.expand(len(NOISE)))).abs().max() < 1e-5
     assert (doubles(jumps) - sample_one_step(BootStudent(model), NOISE)).abs().max() < 1e-5
+
+
+def test_dmd_jumps_to_the_moons_but_not_to_the_paths_end(page):
+    found = doubles(page.evaluate("zs => zs.map((z) => P.jump(moons, 'dmd', z))", NOISE.tolist()))
+    assert (found - sample_one_step(students()["dmd"], NOISE)).abs().max() < 1e-5
+    widths = (found[:, None] - MOONS.means).norm(dim=2).min(1).values / MOONS.stds[0]
+    assert (widths < 4).double().mean() > 0.95
+    ends = sample_one_step(ExactConsistency(EXACT, sigma_max=5.0), NOISE)
+    assert ((found - ends).norm(dim=1) > 0.05).double().mean() > 0.9
 
 
 def test_the_exact_map_lies_under_the_points_of_the_screen(page):
@@ -308,6 +323,10 @@ def test_the_walk_counts_its_evaluations_and_plays(browser, site):
     page.get_by_role("button", name="Play the walk").click()
     wait_until_said(page, "^(8|10|12) of 34")
     assert re.search(r"walk 0\.0\d+, CD 0", wait_until_said(page, "^34 of 34"))
+    assert re.search(r"BOOT \d\.\d+, DMD \d\.\d+[.]", said(page))
+    marks = page.locator(".play-key").first.locator("span")
+    assert "DMD" in marks.all_inner_texts()
+    assert marks.filter(has_text="DMD").locator(".play-diamond").count() == 1
     before = page.screenshot()
     behind = page.get_by_label("Red shows")
     behind.select_option("parting")
@@ -317,7 +336,7 @@ def test_the_walk_counts_its_evaluations_and_plays(browser, site):
     page.get_by_label("Data", exact=True).select_option("circles")
     assert "Choose Data: moons" in wait_until_said(page, "No student")
     assert behind.input_value() == "parting"  # all there is without students
-    assert behind.locator("option:disabled").count() == 3
+    assert behind.locator("option:disabled").count() == 4
     page.get_by_label("Data", exact=True).select_option("moons")
     wait_until_said(page, "BOOT")
     assert behind.input_value() == "ct" and not behind.locator("option:disabled").count()

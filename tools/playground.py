@@ -1,12 +1,12 @@
 """Make what the site's playground loads: small students of the plane, and the images' as ONNX.
 
-    python tools/playground.py train moons    # docs/playground/moons.safetensors (2 minutes)
+    python tools/playground.py train moons    # docs/playground/moons.safetensors (3 minutes)
     python tools/playground.py build _build/html/playground --runtime build/npm/node_modules
     python tools/playground.py strips digits-cd runs/digits-teacher
     python tools/playground.py pictures _build/html/playground    # images/playground_*.png
 
-`train` distils the exact denoiser of a toy set into three students, takes the boundary condition
-from a fourth, and records how truth climbs the grid of a training.  `build` copies the pages'
+`train` distils the exact denoiser of a toy set into four students, takes the boundary condition
+from a fifth, and records how truth climbs the grid of a training.  `build` copies the pages'
 files, solves the exact ODE on a lattice of noises, and exports the pretrained students, whose
 weights stay 16 bits wide in the file.  What it lacks, it leaves out, in one sentence.  `strips`
 records the walk of a student's teacher, which does not ship.  `pictures` takes those that stand for
@@ -14,6 +14,7 @@ the panels in Jupyter and on GitHub.
 """
 
 import argparse
+import copy
 import functools
 import hashlib
 import http.server
@@ -44,16 +45,19 @@ from consistency_edu.experiments.consistency import (
     bare_coefficients,
     solved_paths,
 )
+from consistency_edu.experiments.matching import RUN
 from consistency_edu.files import write_file
 from consistency_edu.guidance import Guided
 from consistency_edu.image_sets import to_pixels
 from consistency_edu.images.methods import METHODS
 from consistency_edu.images.runs import Run, folder_of, load_run, pretrained_names
+from consistency_edu.matching import DistributionMatching
 from consistency_edu.networks import MLP
-from consistency_edu.pf_ode import karras_sigmas, solve_pf_ode
+from consistency_edu.pf_ode import EDMDenoiser, edm_objective, karras_sigmas, solve_pf_ode
+from consistency_edu.progressive import FewStepStudent
 from consistency_edu.sampling import sample_one_step
 from consistency_edu.score import ExactDenoiser
-from consistency_edu.training import constant_rate, fit, train
+from consistency_edu.training import constant_rate, fit, from_seed, train
 
 SOURCE = Path(__file__).resolve().parents[1] / "docs" / "playground"
 STUDENTS = {"cd": "cd_exact", "ct": "ct", "boot": "boot"}  # here: in the toy's lab
@@ -78,6 +82,25 @@ def train_students(dataset: str, seed: int) -> dict[str, nn.Module]:
         model = lab.METHODS[method].train(run, run.bench.exact).model
         found[name] = getattr(model, "signal_model", model).network
     return found
+
+
+def train_matching(dataset: str, seed: int, width: int = 112) -> nn.Module:
+    """Train DMD as chapter 20 does, from the exact denoiser, in a network that is less wide."""
+    s, bench = RUN, toy_benchmark(dataset)
+    with from_seed(seed) as generator:
+        batches = toy_batches(bench.mixture, s["batch"], generator=generator)
+        learned = edm_objective(EDMDenoiser(MLP(width=width)))
+        start = fit(learned, batches, steps=4000, lr=5e-3, generator=generator).model
+    student, fake = (copy.deepcopy(start).requires_grad_(True) for _ in range(2))
+    online = FewStepStudent(student, torch.tensor([0.0, TOY_SIGMAS[1]]))
+    options = {"updates": s["updates"], "low": s["low"], "high": s["high"]}
+    matching = DistributionMatching(online, bench.exact, fake, **options)
+    adam = functools.partial(torch.optim.Adam, betas=(s["beta1"], 0.999), fused=True)
+    options = {"steps": s["steps"] * matching.turns, "lr": s["lr"], "ema_decay": 0.999}
+    with from_seed(seed) as generator:
+        batches = toy_batches(bench.mixture, s["batch"], generator=generator)
+        model = fit(matching, batches, optimizer=adam, generator=generator, **options).model
+    return model.denoiser.network
 
 
 def train_bare(dataset: str, seed: int) -> nn.Module:
@@ -127,6 +150,7 @@ def record_climb(dataset: str, seed: int, steps: int = 800, every: int = 25) -> 
 def train_command(dataset: str, seed: int, path: Path) -> None:
     """Write all that is trained for `dataset` to `path`: weights in 16 bits, the rest in 32."""
     networks = {**train_students(dataset, seed), "bare": train_bare(dataset, seed)}
+    networks["dmd"] = train_matching(dataset, seed)
     tensors = record_climb(dataset, seed)
     for name, network in networks.items():
         weights = {k for k, _ in network.named_parameters()}
@@ -308,7 +332,7 @@ def take_picture(browser, address: str, name: str) -> bytes:
 
 def pictures_command(built: Path) -> None:
     """Save a picture of each panel of the `built` playground, to stand where it cannot run."""
-    import run_notebooks
+    import oxipng
     from check_pages import BROWSERS, Quiet
     from playwright.sync_api import sync_playwright
 
@@ -324,7 +348,7 @@ def pictures_command(built: Path) -> None:
         for name in PANELS:
             picture = take_picture(browser, f"http://127.0.0.1:{server.server_port}", name)
             path = SOURCE.parents[1] / "images" / f"playground_{name}.png"
-            write_file(path, run_notebooks.shrink_png(picture))
+            write_file(path, oxipng.optimize_from_memory(picture, level=4))  # keep all colours
             print(f"{path.name}: {path.stat().st_size:,} bytes")
         browser.close()
 

@@ -143,7 +143,8 @@ export function consistency(network, hasBoundary = true) {
   };
 }
 
-/** BOOT's student: the signal at `sigma` of the path from `noise` (chapter 14).
+/** BOOT's student: the signal at `sigma` of the path from `noise` (chapter 14).  At SIGMA_MAX this
+ * is a denoiser of that noise, and DMD's student is one (chapter 20).
  * @param {(x: Point, cNoise: number) => Point} network @returns {Denoiser} */
 export function signalModel(network) {
   const total = Math.hypot(SIGMA_MAX, SIGMA_DATA), skip = (SIGMA_DATA / total) ** 2;

@@ -17,9 +17,9 @@ import * as N from "./numerics.js";
 import { COLORS, Chart, LIMIT, Plane, View, choice, isStill, key, make, slider } from "./views.js";
 
 export const LEVELS = N.karrasSigmas(18);
-const LAST = LEVELS.length - 1, NAMES = { cd: "CD", ct: "CT", boot: "BOOT" };
+const LAST = LEVELS.length - 1, NAMES = { cd: "CD", ct: "CT", boot: "BOOT", dmd: "DMD" };
 const KINDS = { cd: ["dot", COLORS.student], ct: ["triangle", COLORS.ct],
-  boot: ["square", COLORS.boot] };
+  boot: ["square", COLORS.boot], dmd: ["diamond", COLORS.dmd] };
 const INK = "currentcolor", DATA = /** @type {[string, string, string]} */ (
   ["square", COLORS.data, "the data"]);
 const NO_STUDENT = "No student was trained on this set. Choose Data: moons.";
@@ -66,10 +66,10 @@ export function read(tensors) {
   });
   /** @type {Record<string, Denoiser>} */
   const students = {};
-  for (const name of ["cd", "ct", "bare", "boot"])
+  for (const name of ["cd", "ct", "bare", "boot", "dmd"])
     if (`${name}.first.weight` in tensors) {
       const network = N.mlp(tensors, name);
-      students[name] = name === "boot" ? N.signalModel(network)
+      students[name] = name === "boot" || name === "dmd" ? N.signalModel(network)
         : N.consistency(network, name !== "bare");
     }
   const rows = (/** @type {string} */ key) => {
@@ -120,6 +120,7 @@ export function walk(data) {
 export function jump(data, name, noise) {
   const student = data.students[name];
   return name === "boot" ? N.bootJump(student, noise)
+    : name === "dmd" ? student(noise, N.SIGMA_MAX)
     : student([noise[0] * N.SIGMA_MAX, noise[1] * N.SIGMA_MAX], N.SIGMA_MAX);
 }
 
@@ -241,7 +242,7 @@ function scorePanel() {
 }
 
 const BEHIND = /** @type {[string, string][]} */ ([["cd", "error of CD"], ["ct", "error of CT"],
-  ["boot", "error of BOOT"], ["parting", "where neighbours part"]]);
+  ["boot", "error of BOOT"], ["dmd", "error of DMD"], ["parting", "where neighbours part"]]);
 
 /** A number for a noise of the lattice: a student's error, or how fast neighbours part.
  * @param {Data} data @param {string} kind @param {number} i @returns {number} */
@@ -266,8 +267,8 @@ export function mapOf(data, kind) {
 
 /** Chapter 8. @returns {Panel} */
 function pathPanel() {
-  const plane = new Plane("The path, and three jumps", "A blue path from the yellow point of "
-    + "noise to the grey data, and dashed lines to where three students jump.", move);
+  const plane = new Plane("The path, and four jumps", "A blue path from the yellow point of "
+    + "noise to the grey data, and dashed lines to where four students jump.", move);
   const noises = new Plane("Every noise: which are hard?", "The plane of noises, red where a "
     + "student's jump is far from the end of the path, or where neighbours part.", move);
   const level = levelSlider("Walk", (k) => `${2 * k} evaluations`), set = setChoice();
@@ -283,7 +284,9 @@ function pathPanel() {
     "Drag the yellow point of noise. The blue line is the path on which the denoiser leads it to "
     + "the data (the probability-flow ODE), in 17 steps of two evaluations. CD, CT and BOOT are "
     + "students, trained in three ways to jump from the noise to the path's end in one evaluation. "
-    + "The second picture shows the same point among all noises, and which of them are hard.",
+    + "DMD (chapter 20) was asked for the cloud alone: its jumps end on the moons, but nearly every "
+    + "noise somewhere else than its path. The second picture shows the same point among all "
+    + "noises, and which of them are hard.",
   [[plane, [key([["line", COLORS.teacher, "the walk"],
     ...Object.entries(NAMES).map(([name, title]) => /** @type {[string, string, string]} */ (
       [...KINDS[/** @type {keyof KINDS} */ (name)], title])),

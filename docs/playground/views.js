@@ -7,7 +7,7 @@
  */
 
 export const COLORS = { data: "#8c8c8c", teacher: "#0072B2", student: "#E69F00",
-  ct: "#009E73", boot: "#CC79A7", error: "#D62728" };
+  ct: "#009E73", boot: "#CC79A7", dmd: "#8C564B", error: "#D62728" };
 export const LIMIT = 1.6; // the plane reaches from -LIMIT to LIMIT
 export const isStill = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -119,6 +119,10 @@ export class View {
       c.moveTo(x, y - 1.2 * size);
       c.lineTo(x + 1.1 * size, y + size);
       c.lineTo(x - 1.1 * size, y + size);
+      c.closePath();
+    } else if (kind === "diamond") {
+      for (const [u, v] of [[0, -1], [1, 0], [0, 1], [-1, 0]])
+        c.lineTo(x + 1.35 * size * u, y + 1.35 * size * v);
       c.closePath();
     } else if (kind === "cross") {
       for (const up of [-1, 1]) {
