@@ -181,7 +181,8 @@ def look(browser: Browser, url: str, axe: str, site: Path) -> tuple[list[str], l
         faults += (f"{width} pixels, {scheme}: {fault}" for fault in found)
     faults += set(browser.complaints)
     kilobytes = (round(size / 1000) for size in (first, whole))
-    return faults, [f"{share:.0%}", *said, *kilobytes, *bad.values(), *wide.values()]
+    told = "–" if share is None else f"{share:.0%}"  # the search page has no article of its own
+    return faults, [told, *said, *kilobytes, *bad.values(), *wide.values()]
 
 
 def main() -> int:
