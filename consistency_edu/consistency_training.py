@@ -19,6 +19,7 @@ from .distillation import TargetNetwork, draw_interval
 from .dropout import same_dropout
 from .files import InputError
 from .pf_ode import karras_sigmas
+from .training import StepCounter
 
 # %% ../nbs/12_consistency_training.ipynb #07fdabba
 def num_points(step: int, total: int, s0: int = 2, s1: int = 150) -> int:
@@ -52,7 +53,7 @@ def target_decay(points: int, s0: int = 2, mu0: float = 0.9, denominator: str = 
     return math.exp(s0 * math.log(mu0) / (points if denominator == "N" else points - 1))
 
 # %% ../nbs/12_consistency_training.ipynb #0cd521c1
-class ConsistencyTraining(nn.Module):
+class ConsistencyTraining(StepCounter):
     """Train `online`, a consistency model, from data alone (CM paper, algorithm 3).
 
     The grid has N(k) points, k counting the steps taken of `total_steps`; `mu0` = 0 uses the online
@@ -77,7 +78,7 @@ class ConsistencyTraining(nn.Module):
         self.total_steps, self.s0, self.s1 = total_steps, s0, s1
         self.mu0, self.denominator = mu0, denominator
         self.target = TargetNetwork(online, is_slow=mu0 > 0)
-        self.step, self._grid = 0, torch.empty(0)
+        self._grid = torch.empty(0)
 
     @property
     def points(self) -> int:
@@ -119,12 +120,4 @@ class ConsistencyTraining(nn.Module):
     def after_step(self) -> None:
         """Let the target network follow the online one, and count the step."""
         self.target.follow(target_decay(self.points, self.s0, self.mu0, self.denominator))
-        self.step += 1
-
-    def get_extra_state(self) -> dict:
-        """Return what a checkpoint must remember besides tensors: the step."""
-        return {"step": self.step}
-
-    def set_extra_state(self, state: dict) -> None:
-        """Take the step from a checkpoint's `state`; the grid follows from it."""
-        self.step = state["step"]
+        super().after_step()

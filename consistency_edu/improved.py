@@ -19,6 +19,7 @@ from .distances import inverse_gap, pseudo_huber
 from .distillation import TargetNetwork
 from .dropout import same_dropout
 from .files import InputError
+from .training import StepCounter
 
 # %% ../nbs/17_improved.ipynb #im170010
 def ict_points(step: int, total: int, s0: int = 10, s1: int = 1280) -> int:
@@ -118,7 +119,7 @@ def draw_lognormal(
     return (log_mean + log_std * place).exp().clamp(low, high).to(like)
 
 # %% ../nbs/17_improved.ipynb #im170022
-class EasyTuning(nn.Module):
+class EasyTuning(StepCounter):
     """Tune a denoiser `online` into a consistency model: goals at r = 0 first, then ever nearer.
 
     In the first `denoising` share of `total_steps` all goals are the data; then come `stages` equal
@@ -149,7 +150,6 @@ class EasyTuning(nn.Module):
         self.total_steps, self.stages, self.q, self.denoising = total_steps, stages, q, denoising
         self.log_mean, self.log_std = log_mean, log_std
         self.target = TargetNetwork(online, is_slow=False)
-        self.step = 0
 
     @property
     def stage(self) -> int:
@@ -181,15 +181,3 @@ class EasyTuning(nn.Module):
         )
         goal = torch.where(per_sample(low, x) > 0, goal, x)
         return per_sample_loss(self.distance, answer, goal, self.weight(low, high))
-
-    def after_step(self) -> None:
-        """Count the step."""
-        self.step += 1
-
-    def get_extra_state(self) -> dict:
-        """Return what a checkpoint must remember besides tensors: the step."""
-        return {"step": self.step}
-
-    def set_extra_state(self, state: dict) -> None:
-        """Take the step from a checkpoint's `state`; the stage follows from it."""
-        self.step = state["step"]

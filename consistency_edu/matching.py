@@ -16,6 +16,7 @@ from .files import InputError
 from .pf_ode import edm_objective
 from .sampling import sample_one_step
 from .score import call_denoiser, log_uniform_sigmas
+from .training import StepCounter
 
 # %% ../nbs/20_matching.ipynb #dm200010
 @torch.no_grad()
@@ -55,10 +56,10 @@ def check_fake(fake: nn.Module, online: nn.Module, teacher: Callable) -> None:
         )
 
 # %% ../nbs/20_matching.ipynb #dm200050
-class DistributionMatching(nn.Module):
+class DistributionMatching(StepCounter):
     """Train `online` in one step to samples that, with noise, are distributed like noisy data.
 
-    `online` is a model f(x, sigma, labels), asked at its sigma_max alone, `teacher` any denoiser.
+    `online` is a model f(x, sigma, labels), asked at its sigma_max, `teacher` any denoiser.
     `fake`, a denoiser like EDMDenoiser with weights of its own, learns those samples: of each
     `updates` + 1 steps it takes the first `updates`, with ln sigma ~ N(`log_mean`, `log_std`²), and
     `online` the last, at levels uniform in ln sigma from `low` to `high` (None: sigma_max).
@@ -94,7 +95,6 @@ class DistributionMatching(nn.Module):
         self.law = {"log_mean": log_mean, "log_std": log_std}
         self.also_trained = (fake,) if updates else ()
         self._more = [] if regression is None else [regression]  # its weights are `online`'s
-        self.step = 0
         if updates:
             check_fake(fake, online, teacher)
             edm_objective(fake, **self.law)  # check them now
@@ -159,15 +159,3 @@ class DistributionMatching(nn.Module):
             return self.fake_loss(samples, labels, generator)
         loss = self.student_loss(self.sample(x, labels, generator), labels, generator)
         return sum((more(x, labels, generator=generator) for more in self._more), loss)
-
-    def after_step(self) -> None:
-        """Count the step: whose turn is next follows from it."""
-        self.step += 1
-
-    def get_extra_state(self) -> dict:
-        """Return what a checkpoint must remember besides tensors: the step."""
-        return {"step": self.step}
-
-    def set_extra_state(self, state: dict) -> None:
-        """Take the step from a checkpoint's `state`."""
-        self.step = state["step"]

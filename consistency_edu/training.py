@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RUNAWAY', 'MOST_SKIPPED', 'EMA', 'move_towards', 'warm_up', 'cosine_decay', 'linear_decay', 'cosine_rate',
-           'constant_rate', 'TrainingDiverged', 'check_loss', 'check_weights', 'read_later', 'add_gradient',
-           'trained_weights', 'make_optimizer', 'take_step', 'TrainState', 'repeat', 'take', 'check_skipped', 'train',
-           'Fitted', 'progress', 'fit', 'randomness_of', 'set_randomness', 'from_seed']
+           'constant_rate', 'StepCounter', 'TrainingDiverged', 'check_loss', 'check_weights', 'read_later',
+           'add_gradient', 'trained_weights', 'make_optimizer', 'take_step', 'TrainState', 'repeat', 'take',
+           'check_skipped', 'train', 'Fitted', 'progress', 'fit', 'randomness_of', 'set_randomness', 'from_seed']
 
 # %% ../nbs/05_training.ipynb #4b020643
 import contextlib
@@ -78,6 +78,24 @@ def cosine_rate(step: int, steps: int, warmup: int = 50) -> float:
 def constant_rate(step: int, steps: int, warmup: int = 50) -> float:
     """Return the learning-rate factor at `step`: linear over `warmup`, then 1."""
     return warm_up(step, warmup)
+
+# %% ../nbs/05_training.ipynb #stepcnt1
+class StepCounter(nn.Module):
+    """An objective that counts its steps in `step`; a checkpoint keeps it beside the weights."""
+
+    step = 0
+
+    def after_step(self) -> None:
+        """Count the step."""
+        self.step += 1
+
+    def get_extra_state(self) -> dict:
+        """Return what a checkpoint must remember besides tensors: the step."""
+        return {"step": self.step}
+
+    def set_extra_state(self, state: dict) -> None:
+        """Take the step from a checkpoint's `state`."""
+        self.step = state["step"]
 
 # %% ../nbs/05_training.ipynb #8eaaf3e4
 class TrainingDiverged(RuntimeError):

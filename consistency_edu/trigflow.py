@@ -22,6 +22,7 @@ from .improved import draw_lognormal
 from .networks import NoiseEmbedding, UNet
 from .notation import angle_from_sigma
 from .score import call_denoiser
+from .training import StepCounter
 
 # %% ../nbs/18_trigflow.ipynb #tf180010
 def cos_and_sin(sigma: Tensor, like: Tensor, sigma_data: float = 0.5) -> tuple[Tensor, Tensor]:
@@ -143,7 +144,7 @@ class LearnedWeight(nn.Module):
         return self.last(self.embed(t)).squeeze(1)
 
 # %% ../nbs/18_trigflow.ipynb #tf180022
-class ContinuousConsistency(nn.Module):
+class ContinuousConsistency(StepCounter):
     """Train `online`, a consistency model with EDM's coefficients, without a grid of levels (sCM).
 
     With a `teacher`, any denoiser, its ODE is distilled (sCD); without one the data take its place
@@ -176,7 +177,6 @@ class ContinuousConsistency(nn.Module):
         self.online, self.teacher, self.adaptive = online, teacher, adaptive
         self.log_mean, self.log_std, self.c, self.warmup = log_mean, log_std, c, warmup
         self.also_trained = () if adaptive is None else (adaptive,)
-        self.step = 0
 
     @property
     def share(self) -> float:
@@ -225,15 +225,3 @@ class ContinuousConsistency(nn.Module):
     def ask_teacher(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         """Return the teacher's guess `[B, ...]` of the clean data."""
         return call_denoiser(self.teacher, x, sigma, labels)
-
-    def after_step(self) -> None:
-        """Count the step."""
-        self.step += 1
-
-    def get_extra_state(self) -> dict:
-        """Return what a checkpoint must remember besides tensors: the step."""
-        return {"step": self.step}
-
-    def set_extra_state(self, state: dict) -> None:
-        """Take the step from a checkpoint's `state`."""
-        self.step = state["step"]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from consistency_edu import matching
+from consistency_edu.acceleration import try_out
 from consistency_edu.consistency import ConsistencyModel
 from consistency_edu.data import draw_points, toy
 from consistency_edu.experiments import matching as lab
@@ -417,7 +418,7 @@ class Recording(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.weight, self.asked = nn.Parameter(torch.tensor(0.5).double()), []
+        self.weight, self.asked = nn.Parameter(torch.tensor(0.1).double()), []
 
     def forward(self, x, sigma, labels=None):
         self.asked.append((float(sigma[0]), x.requires_grad, torch.is_grad_enabled()))
@@ -440,8 +441,8 @@ def test_every_other_sample_is_one_of_two_steps(generator):
         else:
             assert task.online.asked == [(5.0, False, True)]
         task.after_step()
-    one = 0.5 * 5.0
-    two = 0.5 * math.sqrt(one**2 + 0.5**2 - 0.3**2)
+    one = 0.1 * 5.0
+    two = 0.1 * math.sqrt(one**2 + 0.5**2 - 0.3**2)  # 8 % more with noise of the whole level
     assert spread == pytest.approx([one, two, one, two], rel=0.03)
 
 
@@ -518,3 +519,17 @@ def test_lag_and_signal_are_told_apart():
     task.fake = EXACT
     lag, again = lab.lag_and_signal(task, EXACT)
     assert lag == again == signal
+
+
+def test_both_turns_are_tried_and_leave_no_trace(generator):
+    online, fake = student(), denoiser()
+    task = DistributionMatching(online, EXACT, fake, updates=2)
+    seen = []
+    for part in (online, fake):
+        part.register_forward_hook(lambda part, *_: seen.append((part is fake, part.training)))
+    before = copies(task)
+    try_out(task, (data(8), None))
+    fakes = [training for is_fake, training in seen if is_fake]
+    assert fakes == [True, True, False]  # it learns twice, and then it is asked
+    assert task.step == 0 and same(before, copies(task))
+    assert all(weight.grad is None for weight in task.parameters())
