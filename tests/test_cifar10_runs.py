@@ -1,6 +1,7 @@
 """The scripts behind the CIFAR-10 table, rehearsed on digits from training to the last curve."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,14 @@ def test_runs_are_trained_judged_and_sampled_in_every_way(tmp_path):
     first = (tmp_path / "runs/cd/model.safetensors").read_bytes()
     assert "training cd" in script("cifar10.py", tmp_path, "cd")  # only judged again
     assert (tmp_path / "runs/cd/model.safetensors").read_bytes() == first
+
+    job = "labels=digits-teacher-labels,steps=60,batch=16"
+    assert "guidance 2:" in script("cifar10.py", tmp_path, job, "--guidance", "2", "1")
+    plain, pushed = read(out / "labels" / "guidance.json")  # in the order of their weights
+    assert (plain["weight"], pushed["weight"]) == (1, 2)
+    assert plain["frechet"] == pytest.approx(read(out / "labels/scores.json")["1"]["frechet"])
+    assert pushed["frechet"] != plain["frechet"]
+    shutil.rmtree(out / "labels"), shutil.rmtree(tmp_path / "runs" / "labels")
 
     script("cifar10_sampling.py", tmp_path, "--search", "cd")
     structure, gallery = read(out / "structure.json"), np.load(out / "gallery.npz")

@@ -97,6 +97,21 @@ def test_a_runs_own_teacher_counts_and_is_paid_for(folder):
     assert tables.read_results(folder).ratio("cd-small") == pytest.approx(0.9)
 
 
+def test_a_guided_student_is_compared_with_its_teacher_guided_alike(folder):
+    run = json.loads((folder / "cd-small" / "run.json").read_text())
+    guided = run | {"teacher": "teacher-small", "recipe": run["recipe"] | {"guidance": 2.0}}
+    write(folder / "cd-small" / "run.json", guided)
+    assert tables.read_results(folder).ratio("cd-small") is None  # not that of the plain teacher
+    rest = {"precision": 0.8, "recall": 0.3, "card": {"samples": 100}}
+    curve = [{"weight": weight, "frechet": x, **rest} for weight, x in ((2.0, 6.0), (3.0, 12.0))]
+    write(folder / "teacher-small" / "guidance.json", curve)
+    results = tables.read_results(folder)
+    assert results.ratio("cd-small") == 27 / 6 and results.ratio("teacher-small") == 1
+    text = tables.tables(results)
+    assert "| `teacher-small` | 1 | 9.00 | 0.700 | 0.400 | 500 |" in text
+    assert "| `teacher-small` | 3 | 12.00 | 0.800 | 0.300 | 100 |" in text
+
+
 def test_measured_takes_the_longest_scored_run_and_medians_of_digits(folder):
     for seed, distance in enumerate((3.0, 1.0, 2.0)):
         row = {"recipe": "digits-cd", "title": "CD", "nfe": 1, "seconds": 60, "frechet": distance}

@@ -293,16 +293,8 @@ class Method:
     """whether its students answer at every level, so that samplers can add noise and jump again"""
 
 
-CONSISTENCY = (
-    "teacher",
-    "cd",
-    "ct",
-    "ict",
-    "ect",
-    "scd",
-    "sct",
-    "dmd",
-)  # their weights mean the same
+# their weights mean the same
+CONSISTENCY = ("teacher", "cd", "ct", "ict", "ect", "scd", "sct", "dmd")
 
 
 def consistency_method(
