@@ -31,6 +31,10 @@ LOADED = """(async () => {
   if (document.readyState !== "complete")
     await new Promise((done) => addEventListener("load", done));
   if (window.MathJax) await MathJax.startup.promise;
+})()"""
+# the panels of the playground come once the reader is near
+PLAY = """(async () => {
+  document.querySelector('img[src*="playground_"]')?.scrollIntoView();
   await window.playground;
 })()"""
 WIDER = """(() => {
@@ -170,6 +174,7 @@ def look(browser: Browser, url: str, axe: str, site: Path) -> tuple[list[str], l
             share, said, (first, whole) = browser.ask(CODE), browser.ask(ALT), weigh(browser, site)
             if first > HEAVY:
                 faults.append(f"{first / 1e6:.1f} MB come before the reader scrolls")
+        browser.ask(PLAY)
         found = browser.ask(WIDER)
         wide[width] = len(found)
         found += browser.ask(FORMULAS)

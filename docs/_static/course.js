@@ -17,11 +17,19 @@ document.addEventListener("DOMContentLoaded", () => {
   if (!matchMedia("(prefers-reduced-motion: reduce)").matches)
     addEventListener("scroll", () => motions.forEach((link) => watch.observe(link)), { once: true });
 
-  // the playground's pictures come to life, or stay pictures where its files are missing
-  if (document.querySelector('img[src*="playground_"]')) {
+  // the playground's pictures come to life when the reader is a screen away; they stay pictures
+  // where its files are missing
+  const pictures = document.querySelectorAll('img[src*="playground_"]');
+  if (pictures.length) {
     const root = new URL(document.documentElement.dataset.content_root, location);
-    window.playground = import(new URL("playground/playground.js", root))
-      .then((found) => found.start()).catch(() => {});
+    window.playground = new Promise((isNear) => {
+      const near = new IntersectionObserver((seen) => {
+        if (!seen.some((one) => one.isIntersecting)) return;
+        near.disconnect();
+        isNear(import(new URL("playground/playground.js", root)));
+      }, { rootMargin: "100% 0px" });
+      pictures.forEach((one) => near.observe(one));
+    }).then((found) => found.start()).catch(() => {});
   }
 
   // names for what the theme leaves without one, and the keyboard for what scrolls sideways
