@@ -73,13 +73,19 @@ FILES = """(() => {
 })()"""
 HEAVY = 2e6  # bytes that may come before the reader scrolls
 COLUMNS = "open code,alt,of,first kB,all kB,axe light,axe dark,wide 1440,wide 390".split(",")
-# colours at rest; one span of each kind of code is enough for them
+# colours at rest; one span of each kind of code is enough for them; a formula is one box
 AXE = """(async (rules) => {
   document.head.append(Object.assign(document.createElement("style"),
     { textContent: "* { transition: none !important; }" }));
   const seen = new Set();
   for (const span of document.querySelectorAll("pre span[class]"))
     seen.has(span.className) ? span.replaceWith(...span.childNodes) : seen.add(span.className);
+  const formulas = [...document.querySelectorAll("mjx-container")];
+  const boxes = formulas.map((one) => one.getBoundingClientRect());
+  formulas.forEach((one, i) => {
+    one.style.cssText += `display: inline-block; width: ${boxes[i].width}px`;
+    one.replaceChildren();
+  });
   const found = await axe.run({ exclude: ["mjx-container"] },
     { resultTypes: ["violations"], preload: false, ...rules && { runOnly: rules } });
   return found.violations.filter((v) => ["serious", "critical"].includes(v.impact))
