@@ -20,7 +20,7 @@ from .files import InputError
 from .improved import draw_lognormal
 from .pf_ode import check_range, check_sigma_data
 from .score import ExactDenoiser, call_denoiser
-from .trigflow import differentiable
+from .trigflow import answer_and_change
 
 # %% ../nbs/19_meanflow.ipynb #mf190010
 def flow_time(sigma: Tensor) -> Tensor:
@@ -103,12 +103,11 @@ def change_along(
 ) -> tuple[Tensor, Tensor]:
     """Return `model`'s u at (`z`, `r`, `t`), and du/dt as z moves at `tangent` and r stays.
 
-    One forward-mode pass, never in 16 bits.  Source: MeanFlow, algorithm 1.
+    No gradient flows through du/dt.  Source: MeanFlow, algorithm 1.
     """
     u = lambda z, r, t: model.velocity(z, r, t, labels)
     rates = tangent, torch.zeros_like(r), torch.ones_like(t)
-    with differentiable(model, z.device):
-        return torch.func.jvp(u, (z, r, t), rates)
+    return answer_and_change(model, u, (z, r, t), rates)
 
 # %% ../nbs/19_meanflow.ipynb #mf190030
 class MeanFlowModel(FlowMap):
@@ -207,7 +206,7 @@ class MeanFlow(nn.Module):
         z = torch.lerp(x, noise, per_sample(t, x))
         v = self.slope(z, noise - x, t, labels)
         u, change = self.answer(z, v, r, t, labels)
-        goal = v - per_sample(t - r, z) * change.detach()
+        goal = v - per_sample(t - r, z) * change
         error = squared_l2(u, goal)
         return error / (error.detach() + self.eps) ** self.power
 

@@ -345,26 +345,26 @@ def test_output_and_tangent_drop_the_same_entries(kind, generator):
     for part in net.modules():
         if hasattr(part, "dropout"):
             part.dropout = kind(0.5)
-    loss, x = (
-        ContinuousConsistency(plane_model(net)),
-        draw_normal(torch.empty(4, 1, 8, 8), generator),
-    )
-    x, sigma = x.double(), torch.tensor([0.1, 0.5, 1.0, 3.0]).double()
-    where, calls = (x, sigma, 0 * x, None), []
+    model, x = plane_model(net), draw_normal(torch.empty(4, 1, 8, 8), generator).double()
+    sigma, calls = torch.tensor([0.1, 0.5, 1.0, 3.0]).double(), []
     net.register_forward_hook(lambda *args: calls.append(1))
-    torch.manual_seed(0)
-    output, tangent = loss.answer(*where)
-    assert len(calls) == 1 and output.requires_grad and not tangent.requires_grad
-    torch.manual_seed(0)
-    both = consistency_tangent(loss.online, *where, share=0.0)
-    assert torch.equal(output, both[0]) and torch.equal(tangent, both[1])
-    assert not torch.equal(output, loss.answer(*where)[0])  # others in the next step
-    loss.online.eval()
-    calls.clear()
-    output, tangent = loss.answer(*where)
-    both = consistency_tangent(loss.online, *where, share=0.0)
-    assert len(calls) == 3 and torch.equal(output, both[0]) and torch.equal(tangent, both[1])
-    assert output.requires_grad and not tangent.requires_grad
+
+    def ask():
+        calls.clear()
+        return consistency_tangent(model, x, sigma, 0 * x)
+
+    for is_dropping in (True, False):
+        model.train(is_dropping)
+        torch.manual_seed(0)
+        output, tangent = ask()
+        assert len(calls) == (1 if is_dropping else 2)
+        assert output.requires_grad and not tangent.requires_grad
+        assert torch.equal(output, ask()[0]) is not is_dropping  # others in the next step
+        torch.manual_seed(0)
+        with torch.no_grad():
+            alone = ask()
+        assert len(calls) == 1 and not alone[0].requires_grad
+        assert torch.equal(output, alone[0]) and torch.allclose(tangent, alone[1], atol=1e-12)
 
 
 class Spy(nn.Module):
@@ -381,21 +381,49 @@ class Spy(nn.Module):
         return self.scale * x * c_noise[:, None, None, None]
 
 
-def test_what_is_differentiated_is_neither_compiled_nor_rounded(generator):
-    spy = Spy()
-    spy.unet._compiled_call_impl = called = lambda *args: None
+def test_what_is_differentiated_is_not_rounded_and_compiled_as_a_whole(generator, monkeypatch):
+    spy, whole = Spy(), []
+
+    def compiled():
+        return lambda *arguments: whole.append(1) or torch.func.jvp(*arguments)
+
+    monkeypatch.setattr(trigflow, "compiled_jvp", compiled)
     loss = ContinuousConsistency(plane_model(spy))
     loss(torch.randn(4, 1, 8, 8), generator=generator)
-    derivative, trained = spy.seen
-    assert derivative == (None, None, False, True)
+    assert not whole
+    spy.unet._compiled_call_impl = called = lambda *args: None
+    loss(torch.randn(4, 1, 8, 8), generator=generator)
+    derivative, trained = spy.seen[2:]
+    assert derivative == (None, None, False, True) and whole == [1]
     assert trained == (torch.bfloat16, called, True, True)
     spy.drop.p = 0.5
     loss(torch.randn(4, 1, 8, 8), generator=generator)
-    assert spy.seen[2:] == [derivative]  # one pass for both
+    assert spy.seen[4:] == [derivative] and whole == [1]  # one pass for both, uncompiled
     with pytest.raises(ZeroDivisionError), differentiable(spy, torch.device("cpu")):
         assert spy.unet.precision is None
         raise ZeroDivisionError
     assert spy.unet.precision is torch.bfloat16 and spy.unet._compiled_call_impl is called
+
+
+@pytest.mark.slow
+def test_the_compiled_derivative_is_the_same_and_compiled_once(generator):
+    torch.manual_seed(0)
+    model, found = small(), []
+    for compiles in (False, True):
+        if compiles:
+            model.network.compile(dynamic=False)
+            torch._dynamo.reset()
+            torch._dynamo.utils.counters.clear()
+        for seed in range(3):
+            x = draw_normal(torch.empty(8, 2), generator.manual_seed(seed))
+            output, change = network_change(model, x, torch.linspace(0.1, 3, 8), x.roll(1, 0))
+            model.zero_grad()
+            output.sum().backward()
+            found.append((output, change, *(p.grad for p in model.parameters())))
+    counted = torch._dynamo.utils.counters
+    assert counted["stats"]["unique_graphs"] == 2 and not counted["graph_break"]
+    for plain, fast in zip(found[:3], found[3:]):
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(plain, fast))
 
 
 def test_under_autocast_the_derivative_stays_in_float32(generator):
@@ -403,9 +431,9 @@ def test_under_autocast_the_derivative_stays_in_float32(generator):
     sigma = torch.linspace(0.1, 3, 8)
     expected = network_change(model, x, sigma, x)
     with torch.autocast("cpu", torch.bfloat16):
-        found = network_change(model, x, sigma, x)
-        assert model.network(x, sigma).dtype is torch.bfloat16
-    assert all(torch.equal(a, b) for a, b in zip(found, expected))
+        output, change = network_change(model, x, sigma, x)
+    assert output.dtype is torch.bfloat16  # it is trained, in a pass of its own
+    assert torch.allclose(change, expected[1], atol=1e-6)
 
 
 # The objective
