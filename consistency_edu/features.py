@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['INCEPTION_FILE', 'FEATURES', 'as_rgb', 'FeatureNetwork', 'check_features', 'Pixels', 'EfficientNetLite0',
-           'check_inception', 'Inception', 'Scripted', 'is_torchscript', 'features_of_file', 'as_digits',
-           'DigitFeatures', 'train_digit_features', 'DigitClassifier', 'load_features', 'fingerprint']
+           'check_inception', 'Inception', 'Scripted', 'is_torchscript', 'features_of_file', 'as_digits', 'as_images',
+           'ClassifierFeatures', 'train_digit_features', 'DigitClassifier', 'load_features', 'fingerprint']
 
 # %% ../nbs/15a_features.ipynb #feat0002
 import hashlib
+import itertools
+import math
 import urllib.error
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -234,56 +236,71 @@ def features_of_file(file: str | Path, *, trust: bool = False) -> FeatureNetwork
 # %% ../nbs/15a_features.ipynb #e592b893
 def as_digits(x: Tensor) -> Tensor:
     """Return digits `x` `[B, 64]` or `[B, 1, 8, 8]` as `[B, 1, 8, 8]`; InputError for others."""
-    if tuple(x.shape[1:]) not in ((64,), (1, 8, 8)):
+    return as_images(x, (1, 8, 8))
+
+
+def as_images(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Return the images `x`, flat or not, as `[B, C, H, W]` of that `shape`; InputError if not."""
+    if tuple(x.shape[1:]) not in ((math.prod(shape),), shape):
+        C, H, W = shape
         raise InputError(
-            f"a judge of digits takes grey images of 8 x 8 pixels, [B, 1, 8, 8] or [B, 64], not "
-            f"{list(x.shape)}: take another judge."
+            f"this judge looks at images of {H} x {W} pixels, [B, {C}, {H}, {W}], flat or not, not "
+            f"at {list(x.shape)}: take another."
         )
-    return x.reshape(-1, 1, 8, 8)
+    return x.reshape(-1, *shape)
 
 
-class DigitFeatures(nn.Module):
-    """A small classifier of 8 x 8 digits; called, it returns the maps of its three layers.
+class ClassifierFeatures(nn.Module):
+    """A small classifier of images `[B, channels, size, size]`; called, it returns its maps.
 
-    Takes `[B, 64]` or `[B, 1, 8, 8]`; maps are `[B, width, 8, 8]`, `[B, 2 width, 4, 4]` and
-    `[B, 4 width, 2, 2]`.
+    `size` is a power of two from 4.  Each layer after the first halves height and width and doubles
+    the channels, `width` at first; the last maps are 2 x 2.
     """
 
-    def __init__(self, width: int = 16):
+    def __init__(self, channels: int = 1, size: int = 8, classes: int = 10, *, width: int = 16):
         super().__init__()
-        sizes = (1, width, 2 * width, 4 * width)
+        depth = size.bit_length() - 1
+        if size < 4 or size != 2**depth:
+            raise InputError(f"size is {size}: bring the images to 4, 8, 16, 32 … pixels a side.")
+        sizes = [channels, *(width * 2**k for k in range(depth))]
         layers = [
-            nn.Conv2d(i, o, 3, stride=s, padding=1) for i, o, s in zip(sizes, sizes[1:], (1, 2, 2))
+            nn.Conv2d(i, o, 3, stride=1 if k == 0 else 2, padding=1)
+            for k, (i, o) in enumerate(zip(sizes, sizes[1:]))
         ]
-        self.layers, self.last = nn.ModuleList(layers), nn.Linear(16 * width, 10)
+        self.shape = channels, size, size
+        self.layers, self.last = nn.ModuleList(layers), nn.Linear(4 * sizes[-1], classes)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the feature maps of `x`, from fine to coarse."""
-        maps = [as_digits(x)]
+        maps = [as_images(x, self.shape)]
         for layer in self.layers:
             maps.append(F.silu(layer(maps[-1])))
         return maps[1:]
 
     def embed(self, x: Tensor) -> Tensor:
-        """Return the coarsest maps, flattened `[B, 16 width]`: what a Fréchet distance looks at."""
+        """Return the coarsest maps, flattened `[B, D]`: what a Fréchet distance looks at."""
         return self(x)[-1].flatten(1)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the scores of the ten classes `[B, 10]`."""
+        """Return the scores of the classes `[B, classes]`."""
         return self.last(self.embed(x))
 
+    def fit(self, batches: Iterable[tuple[Tensor, Tensor]], lr: float = 2e-3) -> nn.Module:
+        """Train on the `batches` of images and classes; return this network, frozen."""
+        adjust = torch.optim.Adam(self.parameters(), lr=lr)
+        for x, labels in batches:
+            adjust.zero_grad(set_to_none=True)
+            F.cross_entropy(self.logits(x), labels).backward()
+            adjust.step()
+        return self.requires_grad_(False).eval()
+
 # %% ../nbs/15a_features.ipynb #e592b893b
-def train_digit_features(seed: int = 0, *, width: int = 16, steps: int = 300) -> DigitFeatures:
+def train_digit_features(seed: int = 0, *, width: int = 16, steps: int = 300) -> ClassifierFeatures:
     """Train a digits classifier of `width` from `seed` for `steps` steps and return it, frozen."""
     with from_seed(seed) as generator:
-        network = DigitFeatures(width)
-    adjust = torch.optim.Adam(network.parameters(), lr=2e-3)
+        network = ClassifierFeatures(width=width)
     batches = tensor_batches(*load_digits(), 128, with_labels=True, generator=generator)
-    for _, (x, labels) in zip(range(steps), batches):
-        adjust.zero_grad(set_to_none=True)
-        F.cross_entropy(network.logits(x), labels).backward()
-        adjust.step()
-    return network.requires_grad_(False).eval()
+    return network.fit(itertools.islice(batches, steps))
 
 # %% ../nbs/15a_features.ipynb #ev000024
 class DigitClassifier(FeatureNetwork):

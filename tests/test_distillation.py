@@ -25,7 +25,7 @@ from consistency_edu.experiments.distillation import (
     ToySetting,
     UnstoppedDistillation,
 )
-from consistency_edu.features import DigitFeatures
+from consistency_edu.features import ClassifierFeatures
 from consistency_edu.metrics import frechet_distance
 from consistency_edu.networks import MLP
 from consistency_edu.pf_ode import EDMDenoiser, euler_step, heun_step, karras_sigmas, solve_pf_ode
@@ -273,7 +273,7 @@ def test_feature_distance_by_hand():
 
 def test_feature_distance_is_frozen_but_lets_gradients_through():
     torch.manual_seed(0)
-    network = DigitFeatures(4)
+    network = ClassifierFeatures(width=4)
     distance = FeatureDistance(network)
     a, b = torch.randn(5, 64, requires_grad=True), torch.randn(5, 64)
     distance(a, b).sum().backward()
@@ -435,7 +435,7 @@ def test_the_clock_counts_all_training_and_no_judging(monkeypatch):
 
 
 def test_digits_are_distilled_and_measured(monkeypatch):
-    same, other = map(features.DigitFeatures, (2, 3))
+    same, other = (features.ClassifierFeatures(width=w) for w in (2, 3))
     teacher = benchmarks.digits_teacher.__wrapped__(0, steps=3)
     monkeypatch.setattr(lab, "two_classifiers", lambda: (same, other))
     monkeypatch.setattr(lab, "digits_teacher", lambda seed: teacher)
@@ -502,7 +502,7 @@ def test_networks_trained_on_the_side_leave_the_global_randomness_as_it_was():
 
 
 def test_features_of_digits_refuse_what_is_no_digit():
-    network = features.DigitFeatures(2)
+    network = features.ClassifierFeatures(width=2)
     for bad in (torch.zeros(6, 3, 32, 32), torch.zeros(6, 1, 8, 16), torch.zeros(2, 128)):
         for action in (network, network.embed, network.logits, lab.feature_distances):
             with pytest.raises(InputError, match="8 x 8"):

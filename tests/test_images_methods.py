@@ -4,16 +4,20 @@ import dataclasses
 import hashlib
 import warnings
 
+import classifier as classifier_tool
 import lpips
 import pytest
 import torch
 from conftest import command
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as F
 from torchvision.models import squeezenet1_1
 
 from consistency_edu.data import InputError
 from consistency_edu.distances import WEIGHTS, FeatureDistance
+from consistency_edu.features import ClassifierFeatures
 from consistency_edu.guidance import Guided
 from consistency_edu.images import methods
 from consistency_edu.images import perceptual as perceptual_module
@@ -32,7 +36,13 @@ from consistency_edu.images.methods import (
     to_sampler,
     wrap_teacher,
 )
-from consistency_edu.images.perceptual import EfficientNetMaps, LpipsMaps, perceptual
+from consistency_edu.images.perceptual import (
+    EfficientNetMaps,
+    LpipsMaps,
+    load_classifier,
+    perceptual,
+    perceptual_distance,
+)
 from consistency_edu.images.recipes import RECIPES, Recipe, describe, measured_results
 from consistency_edu.pf_ode import EDMDenoiser, heun_step
 from consistency_edu.progressive import Halving
@@ -499,6 +509,47 @@ def blocks(maps):
     maps.eval()(pictures(2, 64))
     hook.remove()
     return found[0]
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """The file of a classifier of digits, made by the tool, which says how good it is."""
+    folder = tmp_path_factory.mktemp("classifier")
+    (folder / "plain").mkdir()
+    for k, x in enumerate(pictures(4, 8)):
+        Image.fromarray(((x[0] + 1) * 127).byte().numpy()).save(folder / "plain" / f"{k}.png")
+    with pytest.raises(InputError, match="has no classes: give a subfolder"):
+        classifier_tool.main([str(folder / "plain"), "--out", str(folder / "none.safetensors")])
+    words = ["digits", "--steps=150", "--width=8", "--batch=128", "--out"]
+    assert classifier_tool.main([*words, str(folder / "digits.safetensors")]) > 0.8
+    return folder / "digits.safetensors"
+
+
+def test_a_classifiers_distance_compares_its_maps(classifier):
+    looks, network = perceptual_distance("classifier", file=classifier), load_classifier(classifier)
+    a, b = torch.rand(2, 5, 1, 8, 8) * 2 - 1
+    gaps = [
+        (F.normalize(m) - F.normalize(n)).square().sum(1).flatten(1)
+        for m, n in zip(network(a), network(b))
+    ]
+    assert torch.allclose(looks(a, b), sum(gap.mean(1) for gap in gaps), rtol=1e-4)
+    with pytest.raises(InputError, match="8 x 8 pixels"):
+        looks(pictures(), pictures())
+
+
+def test_a_student_pleases_a_classifier_or_is_told_what_is_missing(classifier, backbone, tmp_path):
+    words = ["train", "digits-ct", "--steps=3", "--distance=classifier", "--out", tmp_path / "run"]
+    for more, said in (
+        ([], "make them by tools/classifier.py, and name them with --backbone"),
+        (["--backbone", backbone], "holds no classifier of tools/classifier.py"),
+    ):
+        status, found = command(*words, *more)
+        assert status == 2 and said in found
+    status, found = command(*words, "--backbone", classifier)
+    assert status == 0, found
+    for size in (2, 12):
+        with pytest.raises(InputError, match=f"size is {size}: bring"):
+            ClassifierFeatures(size=size)
 
 
 def test_a_seen_distance_is_symmetric_enlarges_and_teaches_only_its_first_argument(backbone):

@@ -6,29 +6,26 @@ import json
 import math
 import re
 import shutil
-import sys
 import threading
 
+import check_pages
+import playground
 import pytest
 import torch
 from conftest import ROOT, command
 from safetensors.torch import load_file
 
-sys.path[:0] = [str(ROOT / "tools")]
-import check_pages  # noqa: E402
-import playground  # noqa: E402
-
-from consistency_edu.boot import BootStudent, SignalModel  # noqa: E402
-from consistency_edu.consistency import ConsistencyModel, ExactConsistency  # noqa: E402
-from consistency_edu.data import toy  # noqa: E402
-from consistency_edu.experiments.consistency import bare_coefficients  # noqa: E402
-from consistency_edu.image_sets import to_pixels  # noqa: E402
-from consistency_edu.images.runs import load_run, pretrained_names  # noqa: E402
-from consistency_edu.networks import MLP  # noqa: E402
-from consistency_edu.pf_ode import EDMDenoiser, karras_sigmas, solve_pf_ode  # noqa: E402
-from consistency_edu.progressive import FewStepStudent  # noqa: E402
-from consistency_edu.sampling import sample_one_step, spherical_mix  # noqa: E402
-from consistency_edu.score import ExactDenoiser  # noqa: E402
+from consistency_edu.boot import BootStudent, SignalModel
+from consistency_edu.consistency import ConsistencyModel, ExactConsistency
+from consistency_edu.data import toy
+from consistency_edu.experiments.consistency import bare_coefficients
+from consistency_edu.image_sets import to_pixels
+from consistency_edu.images.runs import load_run, pretrained_names
+from consistency_edu.networks import MLP
+from consistency_edu.pf_ode import EDMDenoiser, karras_sigmas, solve_pf_ode
+from consistency_edu.progressive import FewStepStudent
+from consistency_edu.sampling import sample_one_step, spherical_mix
+from consistency_edu.score import ExactDenoiser
 
 pytestmark = pytest.mark.slow
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: '.[playground]'")

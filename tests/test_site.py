@@ -1,15 +1,12 @@
 """What the site makes of a notebook: its number, what folds, and the words of its figures."""
 
 import re
-import sys
 
+import check_site
+import nbdev_reader
 import nbformat
 import pytest
 from conftest import ROOT
-
-sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "tools")]
-import check_site  # noqa: E402
-import nbdev_reader  # noqa: E402
 
 NBS = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
 DIRECTIVES = "hide|export|exporti|exports|eval|slow|echo|include|output|default_exp|code-fold"

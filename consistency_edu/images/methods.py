@@ -344,7 +344,7 @@ CHOICES = {
     "compiles": ("networks", "graphs", "stages", "nothing"),
     "rate": RATES,
     "optimizer": OPTIMIZERS,
-    "distance": (*DISTANCES, "lpips", "efficientnet"),
+    "distance": (*DISTANCES, "lpips", "efficientnet", "classifier"),
     "weight": WEIGHTS,
     "solver": SOLVERS,
 }

@@ -85,9 +85,9 @@ class Recipe:
     copy_teacher: bool = True
     """start the student from the teacher's weights"""
     distance: str = "pseudo_huber"
-    """l1, squared_l2 or pseudo_huber; lpips or efficientnet, which look through a network"""
+    """l1, squared_l2, pseudo_huber; through a network lpips, efficientnet, classifier"""
     backbone: str = ""
-    """lpips: a file of VGG16's weights; torchvision's are downloaded if empty"""
+    """lpips: a file of VGG16's weights (torchvision's if empty); classifier: its weights"""
     enlarge: int = 64
     """lpips and efficientnet compare images of this size (CM's paper: 224)"""
     weight: str = "inverse_gap"
