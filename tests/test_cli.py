@@ -116,7 +116,7 @@ def test_from_nothing_the_teacher_comes_first(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_tables_of_what_there_is(tmp_path):
     for name, words in (
-        ("recipes", "cifar10-boot-mini"),
+        ("recipes", "cifar10-cd-mini"),
         ("doctor", "torch"),
         ("sweep", "runs"),
     ):

@@ -412,42 +412,6 @@ MINI_RECIPES = (
         sigma_min=2e-3, sigma_max=80.0, sigma_data=0.5, middle=0.8,
         points=18, solver="heun", decay=0.0, distance="pseudo_huber", weight="inverse_gap",
     ),
-    Recipe(
-        "cifar10-ct-mini", method="ct",
-        about="CT, no teacher, N from 10 to 41, our settings for 5 minutes of a GPU.",
-        data="cifar10", flip=True, network="mini", device="cuda", precision="bfloat16",
-        compiles="graphs",
-        batch=512, minutes=5, lr=5e-4, rate="cosine", warmup=200, optimizer="adam", ema=0.999,
-        sigma_min=2e-3, sigma_max=80.0, sigma_data=0.5, middle=0.8,
-        s0=10, s1=40, mu0=0.0, distance="pseudo_huber", weight="inverse_gap",
-    ),
-    Recipe(
-        "cifar10-pd-mini", method="pd", source="cifar10-teacher-mini",
-        about="PD from 16 Heun steps to 1, our settings for 4 minutes of a GPU.",
-        data="cifar10", flip=True, network="mini", device="cuda", precision="bfloat16",
-        compiles="networks",
-        batch=512, minutes=4, lr=3e-4, rate="cosine", warmup=200, optimizer="adam", ema=0.999,
-        sigma_min=2e-3, sigma_max=80.0, sigma_data=0.5,
-        points=16, solver="heun", last_round=4.0, restart=False, distance="squared_l2",
-    ),
-    Recipe(
-        "cifar10-direct-mini", method="direct", source="cifar10-teacher-mini",
-        about="Direct distillation from 100,000 cached pairs, our settings for 4 minutes of a GPU.",
-        data="cifar10", flip=True, network="mini", device="cuda", precision="bfloat16",
-        compiles="networks",
-        batch=512, minutes=4, lr=3e-4, rate="cosine", warmup=200, optimizer="adam", ema=0.999,
-        sigma_min=2e-3, sigma_max=80.0, sigma_data=0.5,
-        points=18, solver="heun", pairs=100_000, distance="pseudo_huber",
-    ),
-    Recipe(
-        "cifar10-boot-mini", method="boot", source="cifar10-teacher-mini",
-        about="BOOT, no data, N = 12, Heun's signal steps, our settings for 4 minutes of a GPU.",
-        data="cifar10", flip=True, network="mini", device="cuda", precision="bfloat16",
-        compiles="graphs",
-        batch=512, minutes=4, lr=3e-4, rate="cosine", warmup=200, optimizer="adam", ema=0.999,
-        sigma_min=2e-3, sigma_max=80.0, sigma_data=0.5,
-        points=12, solver="heun", boundary=0.3, guidance=1.0, clamp=True, distance="pseudo_huber",
-    ),
 )
 # fmt: on
 
