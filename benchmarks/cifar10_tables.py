@@ -83,6 +83,12 @@ class Results:
         rows = self.files["curves"].get(name, [])
         return next((r for r in rows if (r["sampler"], r["nfe"]) == (sampler, nfe)), {})
 
+    def spent(self, name: str) -> tuple[list[str], list[float]]:
+        """Return the runs that `name` was made from, and their minutes and its own."""
+        run = self.runs[name]
+        parents = [run[key] for key in ("teacher", "start") if run.get(key) in self.runs]
+        return parents, [minutes_of(self.runs[made]) for made in (*parents, name)]
+
     def likeness(self, key: str) -> float | None:
         """Return the distance to the teacher's image over that to another noise's, or None."""
         row = self.files["structure"].get(key)
@@ -184,8 +190,7 @@ def costs(results: Results) -> str:
     """Return the table of what each run cost, with the runs that it was made from."""
     rows = []
     for name, run in results.runs.items():
-        parents = [run[key] for key in ("teacher", "start") if run.get(key) in results.runs]
-        minutes = [minutes_of(results.runs[made]) for made in (*parents, name)]
+        parents, minutes = results.spent(name)
         told = " + ".join(f"`{made}` {spent:.1f}" for made, spent in zip(parents, minutes)) or "–"
         rows.append([f"`{name}`", told, f"{minutes[-1]:.1f}", f"{sum(minutes):.1f}", run["device"]])
     return table("run,made from (minutes),own minutes,together,on one", rows)
@@ -228,9 +233,7 @@ def methods(results: Results) -> str:
     for name, title in METHODS.items():
         if name not in results.runs:
             continue
-        run, fids = results.runs[name], published.get(title, [])
-        parents = [run[key] for key in ("teacher", "start") if run.get(key) in results.runs]
-        spent = [minutes_of(results.runs[made]) for made in (*parents, name)]
+        spent, fids = results.spent(name)[1], published.get(title, [])
         cells = [pair([results.score(name, k) for k in (1, 2)])]
         cells += [pair([results.ratio(name, k) for k in (1, 2)])]
         cells += [pair([fid / published["EDM"] for fid in fids])]
