@@ -41,7 +41,7 @@ CHOICES = (  # what was chosen, then words and run of this, and of another choic
     ("CD's distance and weight", "pseudo-Huber, 1/gap", "cd-small-huber", "HED, 1", "cd-small-vgg"),
     ("minutes of CD", "13.7", "best-small", "2.5", "cd-small-huber"),
     ("classes and guidance", "both, 6.8 minutes", "cd-small-guided", "none, 13.7", "best-small"),
-    ("weight, of the teacher", "2", "teacher-small-labels@2", "1", "teacher-small-labels@1"),
+    ("guidance of the teacher", "2", "teacher-small-labels@2", "1", "teacher-small-labels@1"),
     ("size of what ships", "7.1 M", "cd-mini-guided", "19.0 M", "cd-small-guided"),
     ("precision of CD, 90 s", "bfloat16", "cd-small-90s", "float16", "cd-small-90s-float16"),
     ("start of ECT", "a teacher, 8.0 minutes", "ect-small", "random, 12.0", "ect-random"),
