@@ -1,6 +1,7 @@
 """Measure what a clamp between the two jumps of a student changes: results/clamping.json.
 
-    OMP_NUM_THREADS=1 python benchmarks/clamping.py --data cifar10
+    # half an hour of one core
+    OMP_NUM_THREADS=1 python benchmarks/clamping.py --data cifar10 --samples 800 --references 8000
 
 From the same noises the student jumps twice, once as in the paper and once with its answers kept
 between -1 and 1.  For each seed of noise: the share of numbers beyond ±1 after the first jump, how
