@@ -1,24 +1,51 @@
-"""Print the tables of CIFAR-10, as Markdown, from what the runs left in results/cifar10.
+"""Make the pages of results/cifar10 from what the runs left there: tables, figures, ten pictures.
 
-    python benchmarks/cifar10_tables.py          # print them
-    python benchmarks/cifar10_tables.py --write  # put them between the markers of the README there
-    python benchmarks/cifar10_tables.py --check  # exit 1 if that README is out of date
+    python benchmarks/cifar10_tables.py --write  # write README.md, numbers.md and PICTURES
+    python benchmarks/cifar10_tables.py --check  # exit 1 if the tables on the pages are out of date
 
 What was not measured is left out, and nothing is judged: what the numbers mean is told elsewhere.
 """
 
 import argparse
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from consistency_edu import viz
 from consistency_edu.images.methods import evaluations
 from consistency_edu.images.recipes import Recipe
+from consistency_edu.images.runs import load_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
-MARKERS = ("<!-- tables by cifar10_tables.py -->", "<!-- end of tables -->")
-FILES = ("floor", "curves", "speeds", "structure", "texture", "coverage")
+PICTURES = ("minutes.png", "quality.png", "classes_1.jpg", "classes_2.jpg")
+PART = re.compile(r"(<!-- (\w+) by cifar10_tables.py -->\n\n).*?<!-- end -->", re.DOTALL)
+FILES = ("floor", "curves", "speeds", "structure", "texture", "coverage", "slides", "tried")
+METHODS = {  # of each method the run to tell of
+    "teacher-small": "EDM teacher, 35 NFE",
+    "direct-small": "direct distillation",
+    "best-small": "CD",
+    "cd-small-guided": "CD, guided",
+    "cd-mini-guided": "CD, guided: **ships**",
+    "pd-small-1": "PD",
+    "boot-small": "BOOT",
+    "ct-small": "CT",
+    "ect-small": "ECT",
+    "scd-small": "sCD",
+    "dmd-small-guided": "distribution matching",
+}
+CHOICES = (  # what was chosen, then words and run of this, and of another choice
+    ("CD's distance and weight", "pseudo-Huber, 1/gap", "cd-small-huber", "HED, 1", "cd-small-vgg"),
+    ("minutes of CD", "13.7", "best-small", "2.5", "cd-small-huber"),
+    ("classes and guidance", "both, 6.8 minutes", "cd-small-guided", "none, 13.7", "best-small"),
+    ("guidance of the teacher", "2", "teacher-small-labels@2", "1", "teacher-small-labels@1"),
+    ("size of what ships", "7.1 M", "cd-mini-guided", "19.0 M", "cd-small-guided"),
+    ("precision of CD, 90 s", "bfloat16", "cd-small-90s", "float16", "cd-small-90s-float16"),
+    ("start of ECT", "a teacher, 8.0 minutes", "ect-small", "random, 12.0", "ect-random"),
+)
 
 
 def read_json(path: Path) -> dict:
@@ -56,6 +83,12 @@ class Results:
         rows = self.files["curves"].get(name, [])
         return next((r for r in rows if (r["sampler"], r["nfe"]) == (sampler, nfe)), {})
 
+    def spent(self, name: str) -> tuple[list[str], list[float]]:
+        """Return the runs that `name` was made from, and their minutes and its own."""
+        run = self.runs[name]
+        parents = [run[key] for key in ("teacher", "start") if run.get(key) in self.runs]
+        return parents, [minutes_of(self.runs[made]) for made in (*parents, name)]
+
     def likeness(self, key: str) -> float | None:
         """Return the distance to the teacher's image over that to another noise's, or None."""
         row = self.files["structure"].get(key)
@@ -69,8 +102,11 @@ def read_results(folder: str | Path = ROOT / "results" / "cifar10") -> Results:
     order = sorted(runs, key=lambda name: runs[name]["recipe"]["method"] != "teacher")
     scores = {name: read_json(folder / name / "scores.json") for name in order}
     guided = {name: read_json(folder / name / "guidance.json") or [] for name in order}
+    learned = {name: read_json(folder / name / "learning.json") or [] for name in order}
     found = {
-        name: runs[name] | {"scores": scores[name], "guidance": guided[name]} for name in order
+        name: runs[name]
+        | {"scores": scores[name], "guidance": guided[name], "learning": learned[name]}
+        for name in order
     }
     return Results(found, {name: read_json(folder / f"{name}.json") for name in FILES})
 
@@ -154,8 +190,7 @@ def costs(results: Results) -> str:
     """Return the table of what each run cost, with the runs that it was made from."""
     rows = []
     for name, run in results.runs.items():
-        parents = [run[key] for key in ("teacher", "start") if run.get(key) in results.runs]
-        minutes = [minutes_of(results.runs[made]) for made in (*parents, name)]
+        parents, minutes = results.spent(name)
         told = " + ".join(f"`{made}` {spent:.1f}" for made, spent in zip(parents, minutes)) or "–"
         rows.append([f"`{name}`", told, f"{minutes[-1]:.1f}", f"{sum(minutes):.1f}", run["device"]])
     return table("run,made from (minutes),own minutes,together,on one", rows)
@@ -187,35 +222,175 @@ def card(results: Results) -> str:
     return "\n".join(f"- **{key}**: {'; '.join(map(say, sorted(found[key])))}" for key in found)
 
 
+def pair(values: list[float | None]) -> str:
+    """Write what was measured in one step and in two; a dash if nothing was."""
+    return ", ".join(number(value) for value in values if value) or "–"
+
+
+def methods(results: Results) -> str:
+    """Return the table of methods, a run of each, with the slides' ratios to their teacher."""
+    rows, published = [], results.files["slides"].get("CIFAR-10", {})
+    for name, title in METHODS.items():
+        if name not in results.runs:
+            continue
+        spent, fids = results.spent(name)[1], published.get(title, [])
+        cells = [pair([results.score(name, k) for k in (1, 2)])]
+        cells += [pair([results.ratio(name, k) for k in (1, 2)])]
+        cells += [pair([fid / published["EDM"] for fid in fids])]
+        rows.append([title, f"`{name}`", *cells, f"{spent[-1]:.1f}", f"{sum(spent):.1f}"])
+    return table("method,run,distance,x teacher,slides,minutes,in all", rows)
+
+
+def distances(results: Results, name: str) -> str:
+    """Write the distances of a run in one step and two, or of a teacher `name`@`weight`."""
+    name, _, weight = name.partition("@")
+    if weight in ("", "1"):
+        return pair([results.score(name, steps) for steps in (1, 2)])
+    guided = results.runs.get(name, {}).get("guidance", [])
+    return pair([row["frechet"] for row in guided if row["weight"] == float(weight)])
+
+
+def choices(results: Results) -> str:
+    """Return the table of what was chosen, with the distances of this and of another choice."""
+    far = lambda run: distances(results, run)
+    rows = [[what, a, far(run), b, far(other)] for what, a, run, b, other in CHOICES]
+    return table("choice,taken,distance,instead,distance", rows)
+
+
+def slides(results: Results) -> str:
+    """Return the table of the slides' FIDs over their teacher's, beside our ratios."""
+    published, rows = results.files["slides"], []
+    ours = {title: name for name, title in METHODS.items() if name in results.runs}
+    for title in ("PD", "CD", "CT"):
+        for steps in (1, 2) if published and title in ours else ():
+            theirs = [row[title][steps - 1] / row["EDM"] for row in published.values()]
+            ratio = results.ratio(ours[title], steps)
+            cells = [title, str(steps), *map(number, (*theirs, ratio)), f"`{ours[title]}`"]
+            rows.append(cells)
+    return table(f"method,NFE,{','.join(published)},ours,run", rows)
+
+
+def tried(results: Results) -> str:
+    """Return the table of what was tried and not kept."""
+    said = lambda value: value if isinstance(value, str) else number(value)
+    rows = results.files["tried"] or []
+    keys = ("what", "one", "two", "beside")
+    return table("what,one step,two,beside it", [[said(row[key]) for key in keys] for row in rows])
+
+
+RIGHT = (5, -2), "left"
+LABELS = {  # the words beside the end of a curve, where they are others or stand elsewhere
+    "cd-small-guided": ("CD, guided", (0, -11), "center"),
+    "cd-mini-guided": ("CD, guided, ships", (5, -7), "left"),
+    "direct-small": ("direct distillation", (-4, -10), "right"),
+    "dmd-small-guided": ("distribution matching", (-3, 5), "right"),
+}
+
+
+def draw_curves(curves: list[tuple], ticks: tuple, **settings):
+    """Return a figure of `curves`, each (x, y, look, colour, words, their shift, their side)."""
+    viz.use_style()
+    drawn, axis = viz.plt.subplots(figsize=(4.7, 2.6), layout="constrained")
+    for x, y, look, color, words, shift, side in curves:
+        axis.loglog(x, y, look, color=color, markersize=4)
+        here = {"xytext": shift, "textcoords": "offset points", "ha": side, "fontsize": 7}
+        axis.annotate(words, (x[-1], y[-1]), **here)
+    axis.set_xticks(ticks, map(str, ticks))
+    axis.minorticks_off()
+    axis.set_yticks((2, 5, 10, 20, 50, 100, 200), ("2", "5", "10", "20", "50", "100", "200"))
+    axis.set(**settings)
+    return drawn
+
+
+def draw_minutes(results: Results):
+    """Return the figure of one-step distances against the minutes of each method's student."""
+    level = results.on_curve("teacher-small", "heun", 35)["frechet"]
+    blue, words = viz.COLORS["teacher"], "teacher, 35 evaluations"
+    curves = [((20, 0.35), (level, level), "-", blue, words, (6, 4), "left")]
+    for name, title in list(METHODS.items())[1:]:
+        run = results.runs[name]
+        x = [row["seconds"] / 60 for row in run["learning"]] or [minutes_of(run)]
+        y = [row["frechet"] for row in run["learning"]] or [results.score(name)]
+        color = viz.COLORS["student"] if title.startswith("CD") else "0.45"
+        look = "o:" if "mini" in name else "o-"
+        curves.append((x, y, look, color, *LABELS.get(name, (title, *RIGHT))))
+    title, x = "Fréchet distance in one step", "minutes of a student's training"
+    return draw_curves(
+        curves, (0.5, 1, 2, 4, 8, 14), xlim=(0.35, 20), ylim=(8, 400), title=title, xlabel=x
+    )
+
+
+def draw_evaluations(results: Results):
+    """Return the figure of distances against network evaluations: teacher, CD and the others."""
+    floor, curves = results.files["floor"]["frechet"], []
+    curves.append(((50, 1), (floor, floor), "-", viz.COLORS["data"], "new images", (0, 4), "left"))
+    blue, orange = viz.COLORS["teacher"], viz.COLORS["student"]
+    for name, sampler, *look in (
+        ("teacher-small", "heun", "o-", blue, "teacher, Heun", (-4, 5), "left"),
+        ("teacher-small", "ddim", "s--", blue, "teacher, DDIM", (0, 5), "left"),
+        ("best-small", "consistency", "o-", orange, "CD", *RIGHT),
+    ):
+        rows = [row for row in results.files["curves"][name] if row["sampler"] == sampler]
+        rows = sorted(rows, key=lambda row: row["nfe"], reverse=sampler != "consistency")
+        curves.append(([row["nfe"] for row in rows], [row["frechet"] for row in rows], *look))
+    for name, marker in zip(("direct-small", "pd-small-1", "boot-small", "ct-small"), "^PvD"):
+        y = [row["frechet"] for row in results.runs[name]["scores"].values()]
+        place = ((6, -11), "left") if name == "direct-small" else RIGHT
+        curves.append((range(1, 1 + len(y)), y, marker + ":", "0.45", METHODS[name], *place))
+    title, x = "Fréchet distance", "network evaluations (NFE)"
+    return draw_curves(curves, (1, 2, 4, 10, 20, 50), ylim=(1.7, 700), title=title, xlabel=x)
+
+
+@torch.no_grad()
+def draw_classes(seed: int = 0) -> list:
+    """Return two figures of what the student that ships makes of one noise for its ten classes."""
+    run, drawn = load_pretrained("cifar10-mini"), []
+    noise = torch.randn(1, *run.shape, generator=torch.Generator().manual_seed(seed))
+    images = run.sample(noise.expand(10, -1, -1, -1).clone())
+    for half in (slice(5), slice(5, 10)):
+        whole, axes = viz.plt.subplots(1, 5, figsize=(4.7, 1.15), layout="constrained")
+        for axis, image, name in zip(axes, images[half], run.info["class_names"][half]):
+            viz.show_images(axis, image[None], name, 1)
+        drawn.append(whole)
+    return drawn
+
+
 def tables(results: Results) -> str:
-    """Return all tables, each under its title."""
+    """Return the tables of all numbers, each under its title."""
     parts = {"Quality": quality, "Guided teachers": guidance, "Quality against NFE": against_nfe}
-    parts |= {"Samples per second": speeds}
-    parts |= {"Costs": costs, "The same noises": same_noise, "The card": card}
+    parts |= {"Samples per second": speeds, "Costs": costs, "The same noises": same_noise}
+    parts |= {"The slides' ratios beside ours": slides, "Tried, and not kept": tried}
+    parts |= {"The card": card}
     return "\n\n".join(f"## {title}\n\n{make(results)}" for title, make in parts.items())
 
 
-def readme(text: str, results: Results) -> str:
-    """Return the README `text` with the tables of `results` between its markers."""
-    before, rest = text.split(MARKERS[0])
-    return f"{before}{MARKERS[0]}\n\n{tables(results)}\n\n{MARKERS[1]}{rest.split(MARKERS[1])[1]}"
+def fill(text: str, results: Results) -> str:
+    """Return the page `text` with each of its marked parts made anew from `results`."""
+    makers = {"methods": methods, "choices": choices, "numbers": tables}
+    return PART.sub(lambda part: f"{part[1]}{makers[part[2]](results)}\n\n<!-- end -->", text)
 
 
 def main() -> int:
-    """Print the tables, write them, or check what is written."""
+    """Write the pages and their pictures, or check the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "cifar10")
+    action = parser.add_mutually_exclusive_group(required=True)
     for flag in ("write", "check"):
-        parser.add_argument(f"--{flag}", action="store_true")
+        action.add_argument(f"--{flag}", action="store_true")
     args = parser.parse_args()
-    results, path = read_results(args.results), args.results / "README.md"
-    if not (args.write or args.check):
-        print(tables(results))
-        return 0
-    text = path.read_text(encoding="utf-8")
+    results, stale = read_results(args.results), False
+    for path in (args.results / "README.md", args.results / "numbers.md"):
+        text = path.read_text(encoding="utf-8")
+        new = fill(text, results)
+        stale = stale or new != text
+        if args.write:
+            path.write_text(new, encoding="utf-8")
     if args.write:
-        path.write_text(readme(text, results), encoding="utf-8")
-    return int(args.check and readme(text, results) != text)
+        drawn = [draw_minutes(results), draw_evaluations(results), *draw_classes()]
+        viz.plt.rcParams["savefig.dpi"] = 192
+        for figure, name in zip(drawn, PICTURES):
+            viz.save_figure(figure, ROOT / "images" / f"cifar10_{name}")
+    return int(args.check and stale)
 
 
 if __name__ == "__main__":
