@@ -4,11 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from consistency_edu.data import InputError
+from consistency_edu.data import InputError, draw_normal
 from consistency_edu.experiments.benchmarks import DigitsBenchmark
-from consistency_edu.experiments.digits import DigitsConfig, format_row, run_digits, title
+from consistency_edu.experiments.digits import (
+    PROBES,
+    DigitsConfig,
+    format_row,
+    run_digits,
+    tangent_lengths,
+    title,
+)
 from consistency_edu.image_sets import load_images, to_floats
 from consistency_edu.images.recipes import DIGITS_RECIPES, RECIPES
+from consistency_edu.trigflow import trig_model
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +99,16 @@ def test_the_benchmark_leaves_the_global_randomness_as_it_was():
     DigitsBenchmark().floor()
     assert torch.equal(before, torch.get_rng_state())
     assert (numpys == np.random.get_state()[1]).all()  # noqa: NPY002
+
+
+def test_tangents_of_a_silent_network_are_known():
+    x = torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    silent = torch.nn.Flatten()  # some module
+    silent.forward = lambda x, *_: 0 * x
+    model = trig_model(silent, sigma_data=0.5)
+    found = tangent_lengths(model, lambda x, sigma: x, x)  # f is cos² t · x, and x stands still
+    noise = draw_normal(x, torch.Generator().manual_seed(0))
+    for level, length in zip(PROBES, found):
+        t = torch.tensor(level / 0.5).atan()
+        lengths = 2 * t.cos() ** 2 * t.sin() * (x + level * noise).flatten(1).norm(dim=1)
+        assert length == pytest.approx(float(lengths.median()), rel=0.006)

@@ -557,6 +557,13 @@ def test_errors_are_distances_to_the_exact_ends():
 
     assert torch.allclose(lab.errors_at(shifted, x, ends, 0.35), torch.tensor(0.05), atol=1e-5)
     assert lab.errors_at(U, x, ends, 0.35).median() < 1e-4
-    places = lab.lattice()
-    assert places.shape == (441, 2) and places[220].abs().max() < 1e-6
-    assert places[0].tolist() == [-2, -2] and places[20].tolist() == [2, -2]
+
+
+def test_a_field_lies_row_by_row_from_below():
+    f = ExactConsistency(lab.toy_benchmark("moons").exact, sigma_max=5.0)
+
+    def off_to_the_right(x, sigma):
+        return f(x, sigma) + x.clamp(min=0) * torch.tensor([0.1, 0.0])
+
+    errors = lab.error_field(off_to_the_right, "moons", 0.35, 2.0, 3)
+    assert torch.allclose(errors, torch.tensor([0.0, 0.0, 0.2]).repeat(3), atol=1e-6)

@@ -678,5 +678,5 @@ def test_choices_are_compared_with_the_usual_runs_of_the_same_seeds():
 def test_the_field_of_the_exact_f_has_no_error():
     bench = toy_benchmark("moons")
     exact = ExactConsistency(bench.exact, sigma_max=5.0)
-    assert max(lab.error_field(exact, bench)["field"]) == 0
+    assert max(lab.measure_field(exact, bench)["field"]) == 0
     assert lab.RESTART == pytest.approx(0.982, abs=1e-3)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRIGFLOW', 'C_NOISE', 'RESTART', 'FIELD', 'CHANGES', 'CHOICES', 'BRIEF', 'TRIGFLOW_SWEEPS', 'toy_model',
-           'trig_teacher', 'trigflow_objective', 'restarted', 'run_trigflow', 'exact_field', 'error_field', 'run_field',
-           'show_error', 'choice_rows', 'loss_cost']
+           'trig_teacher', 'trigflow_objective', 'restarted', 'run_trigflow', 'measure_field', 'run_field',
+           'choice_rows', 'loss_cost']
 
 # %% ../../nbs/lab/18_trigflow.ipynb #lab18004
 import copy
@@ -15,9 +15,14 @@ from time import process_time
 import torch
 from torch import Tensor, nn
 
-from ..consistency import ConsistencyModel, ExactConsistency, quarter_log
+from ..consistency import ConsistencyModel, quarter_log
 from ..data import toy, toy_batches
-from .benchmarks import TOY_SIGMAS, ToyBenchmark, toy_benchmark
+from consistency_edu.experiments.benchmarks import (
+    TOY_SIGMAS,
+    ToyBenchmark,
+    error_field,
+    toy_benchmark,
+)
 from .improved import run_student, timed_teacher
 from .sweeps import Sweep
 from ..networks import MLP
@@ -26,7 +31,6 @@ from ..pf_ode import edm_objective
 from ..sampling import sample_multistep
 from ..training import fit, from_seed
 from ..trigflow import ContinuousConsistency, LearnedWeight, trig_model
-from ..viz import plane, plt
 
 # %% ../../nbs/lab/18_trigflow.ipynb #lab18007
 TRIGFLOW = {
@@ -102,40 +106,18 @@ def run_trigflow(setting: dict, seed: int) -> dict:
 FIELD = (0.5, 1.5, 26)  # the level, and the half width and points of a side of the plane
 
 
-@functools.lru_cache
-def exact_field(dataset: str) -> Tensor:
-    """Return the exact f of `dataset` at the level and the points of FIELD, `[points², 2]`."""
-    level, limit, count = FIELD
-    f = ExactConsistency(toy_benchmark(dataset).exact, sigma_max=TOY_SIGMAS[1])
-    x = plane(limit, count)
-    return f(x, torch.full((len(x),), level))
-
-
-@torch.no_grad()
-def error_field(model: nn.Module, bench: ToyBenchmark) -> dict[str, list[float]]:
-    """Return how far f of `model` lies from the exact f at the points of FIELD, as "field"."""
-    level, limit, count = FIELD
-    x = plane(limit, count)
-    gap = model(x, torch.full((len(x),), level)) - exact_field("moons")
-    return {"field": [float(f"{value:.2g}") for value in gap.norm(dim=1).tolist()]}
+def measure_field(model: nn.Module, bench: ToyBenchmark) -> dict[str, list[float]]:
+    """Return the errors of `model`, a student of moons, at the points of FIELD, as "field"."""
+    errors = error_field(model, "moons", *FIELD)
+    return {"field": [float(f"{error:.2g}") for error in errors.tolist()]}
 
 
 def run_field(setting: dict, seed: int) -> dict:
     """Train one of chapter 17's students or one of these; return its "field"."""
-    options = {"also": error_field}
+    options = {"also": measure_field}
     if setting["method"] in ("scd", "sct"):
         setting, options["make"] = TRIGFLOW | {"warmup": 375} | setting, trigflow_objective
     return {"field": run_student(setting, seed, **options)["field"]}
-
-
-def show_error(axis: plt.Axes, row: dict) -> Tensor:
-    """Draw the "field" of `row` on `axis`, log scale from 0.003 to 0.3; return it, `[points²]`."""
-    _, limit, count = FIELD
-    field = torch.tensor(row["field"])
-    image = field.clamp(min=1e-4).log10().reshape(count, count).T
-    extent = (-limit, limit, -limit, limit)
-    axis.imshow(image, origin="lower", extent=extent, cmap="Oranges", vmin=-2.5, vmax=-0.5)
-    return field
 
 # %% ../../nbs/lab/18_trigflow.ipynb #lab18021
 CHANGES = {
