@@ -453,9 +453,12 @@ def test_a_colour_has_one_meaning(browser, site):
     assert not coordinates.keys() & METHOD_COLORS.values()
     path = page.get_by_label("A blue path")
     assert drawn(path)["#0072b2"] > 50
+    page.add_style_tag(content=DARK)
     page.evaluate("document.documentElement.dataset.theme = 'dark'")  # where blue is lighter
     page.wait_for_timeout(300)
-    assert drawn(path)["#56b4e9"] > 50 and "#0072b2" not in drawn(path)
+    found = drawn(path)
+    assert found["#56b4e9"] > 50 and "#0072b2" not in found
+    assert found["#ced6dd"] > 50 and "#000000" not in found  # the bar
     page.close()
 
 
@@ -520,7 +523,7 @@ def test_the_signal_goes_from_the_middle_to_the_data(browser, site):
     level = page.get_by_label("Noise", exact=True)
     level.fill("0")
     assert "(0.00, 0.00)" in wait_until_said(page, "sigma 5[.]")  # the exact one starts at 0
-    page.get_by_role("button", name="Play the levels").click()
+    page.get_by_role("button", name="Play", exact=True).click()
     text = wait_until_said(page, "sigma 0.002")
     assert level.input_value() == "17"
     exact, boot = re.findall(r"\((−?[\d.]+), (−?[\d.]+)\)", text)

@@ -140,34 +140,33 @@ function chooseStudent(found, parts) {
     `${name}: ${shape[0] > 1 ? "colour" : "grey"}, ${shape[2]}×${shape[1]}, ${megabytes(bytes)}`]);
   const which = choice("Student", names, (name) => {
     about = found.students.find((one) => one.name === name) ?? about;
-    go.isConnected && !go.disabled ? offer() : load();
+    go.isConnected && bar.hidden ? offer() : load();
   });
-  const go = button("", load), bar = make("progress", { hidden: true, "aria-label": "Loading" });
+  const bar = make("progress", { hidden: true, "aria-label": "Loading" });
+  const go = button("", () => bar.hidden && load());
   const offer = () => (go.textContent = `Load ${about.name} (${megabytes(size())})`);
   which.input.value = about.name;
   parts.load.replaceChildren(which.box, go, bar);
   offer();
 
   async function load() {
-    const mine = ++wish, hadFocus = document.activeElement === go;
-    go.disabled = true;
+    const mine = ++wish;
     Object.assign(bar, { hidden: false, max: size(), value: 0 });
     const student = await open(about, (count) => {
       bar.value += count;
       parts.says.value = `${megabytes(bar.value)} of ${megabytes(bar.max)}`;
     }).catch(() => void ([runtime, tries] = [null, tries + 1]));
     if (mine !== wish) return; // another was chosen
-    go.disabled = false;
     bar.hidden = true;
     if (student) {
-      go.remove();
       play(student, parts);
+      if (document.activeElement === go) parts.controls.querySelector("select").focus();
+      go.remove();
     } else {
-      parts.load.append(go);
+      if (!go.isConnected) parts.load.append(go);
       offer();
       parts.says.value = "The student could not be loaded. Try again.";
     }
-    if (hadFocus) (student ? parts.controls.querySelector("select") : go).focus();
   }
 }
 

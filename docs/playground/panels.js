@@ -303,8 +303,8 @@ function pathPanel() {
   const element = lay("A walk of 34 evaluations, and jumps of one",
     "Drag the yellow point of noise. The blue line is the path on which the denoiser leads it to "
     + "the data (the probability-flow ODE), in 17 steps of two evaluations. CD, CT and BOOT were "
-    + "trained in three ways to jump to the path's end in one evaluation. DMD was asked only for "
-    + "points like the data: its jumps end on the data, but nearly never at the path's end.",
+    + "trained in three ways to jump to the path's end in one. DMD was asked only for points like the "
+    + "data: its jumps end on the data, but nearly never at the path's end.",
     [[plane, [...level.boxes, set.box], says, marks],
       [noises, ramp, [behind.box], "The same point, among all noises. Drag it across the red line."]]);
   return { element, says, views: [plane, noises], draw(data) {
@@ -409,7 +409,7 @@ function consistencyPanel() {
 function neighboursPanel() {
   const plane = new Plane("Two neighbours, and their answers", "A path with two neighbouring "
     + "points, and dashed lines to the student's answers to them.", move);
-  const bars = new Chart("The gap of each of the 17 pairs (red: this one)", "One bar for each pair of "
+  const bars = new Chart("The gaps of all 17 pairs (red: this one)", "One bar for each pair of "
     + "neighbours: the distance of the two answers.",
   { x: ["sigma 5, noise", "0.002, data"], y: String, range: [0, 0.1],
     ticks: [0, 0.05, 0.1], xlabel: "pairs of neighbouring levels" }, 0.5);
@@ -497,7 +497,7 @@ function signalPanel() {
     + "and the path of the yellow point.", move);
   const clear = new View("The signals of these points", "300 signals, crowded in the middle at high noise "
     + "and spread along the data at low noise, with the signal of the yellow point.");
-  const level = levelControls("Noise", levelWords, "Play the levels");
+  const level = levelControls("Noise", levelWords, "Play");
   const set = setChoice(), noises = crowd(), says = readout();
   const element = lay("BOOT's guess of the signal",
     "The signal is what is left of x when sigma times its starting noise is taken away: zero for all at "
@@ -507,8 +507,8 @@ function signalPanel() {
     [[noisy, [...level.boxes, set.box]],
       [clear, says, key([["dot", COLORS.boot, "BOOT's guesses"], ["dot", COLORS.teacher, "exact"],
         ["ring", COLORS.ink, "large: of your point"], ["dot", COLORS.data, "300 noisy points x"],
-        ["line", COLORS.teacher, "your point's path; right: its signal, from noise to data"],
-        ["dash", COLORS.boot, "BOOT's"]])]]);
+        ["line", COLORS.teacher, "your point's path; its signal from noise to data"],
+        ["dash", COLORS.boot, "BOOT's guess of that"]])]]);
   return { element, says, views: [noisy, clear], draw(data) {
     const { path, line, noise } = walk(data), sigma = LEVELS[state.level], student = data.students.boot;
     level.set();

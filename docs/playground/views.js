@@ -9,7 +9,7 @@
 /** One meaning each, in all panels. @type {Record<string, string>} */
 export const COLORS = { data: "#8c8c8c", teacher: "var(--play-teacher)", cd: "#E69F00", ct: "#009E73",
   boot: "#CC79A7", dmd: "#8C564B", other: "#9467BD", error: "#D62728", horizontal: "#808A1A",
-  vertical: "#0F9FB5", ink: "currentcolor" };
+  vertical: "#0F9FB5", ink: "var(--play-ink)" };
 export const LIMIT = 1.6; // the plane reaches from -LIMIT to LIMIT
 export const isStill = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -147,7 +147,7 @@ export class View {
     if (kind === "cross") c.stroke();
     else c.fill();
     if (kind !== "cross" && size >= 5) { // large marks have a rim, to be told from what they cover
-      [c.strokeStyle, c.lineWidth] = [COLORS.ink, 1.2];
+      [c.strokeStyle, c.lineWidth] = [this.color(COLORS.ink), 1.2];
       c.stroke();
     }
     c.globalAlpha = 1;
@@ -158,7 +158,8 @@ export class View {
   text(text, at, dx = 8, dy = 4, align = "left") {
     const [x, y] = this.place(at), c = this.context;
     c.textAlign = align;
-    [c.fillStyle, c.strokeStyle, c.lineWidth] = [COLORS.ink, this.color("--play-paper"), 4];
+    [c.fillStyle, c.strokeStyle] = [COLORS.ink, "--play-paper"].map((name) => this.color(name));
+    c.lineWidth = 4;
     c.strokeText(text, x + dx, y + dy); // so that it is read on what it covers
     c.fillText(text, x + dx, y + dy);
   }
