@@ -465,6 +465,11 @@ def test_a_colour_has_one_meaning(browser, site):
 @pytest.mark.parametrize("level", [0, 9, 17])
 def test_every_plane_has_a_bar_of_its_length(browser, site, level):
     page = visit(browser, site, "all")
+    page.evaluate("""() => {
+      const context = CanvasRenderingContext2D.prototype, write = context.fillText;
+      window.written = [];
+      context.fillText = function (...what) { written.push(what[0]); write.apply(this, what); };
+    }""")
     page.get_by_label("Noise", exact=True).first.fill(str(level))
     page.wait_for_timeout(500)
     lengths = page.evaluate("""() => [...document.querySelectorAll(".play-frame canvas")]
@@ -480,6 +485,10 @@ def test_every_plane_has_a_bar_of_its_length(browser, site, level):
     # score, path, all noises, consistency, neighbours, and the signal's two
     truth = [shown, 0.5 * last, 5 * first, 0.5 * last, 0.5 * last, shown, 0.5 * last]
     assert lengths == pytest.approx(truth, abs=0.02)
+    near = "0.5, at the data's scale"
+    now = {0: "5, at sigma 5.0", 9: "0.5, at sigma 0.23", 17: near}[level]
+    labels = [text for text in page.evaluate("written") if ", at " in text]
+    assert labels[-7:] == [now, near, "5, at sigma 5.0", near, near, now, near]
     page.close()
 
 
@@ -508,13 +517,14 @@ def test_on_a_phone_words_and_controls_stand_by_their_picture(browser, site):
 
 
 def test_tab_brings_the_whole_picture(browser, site):
-    page = visit(browser, site, "score", viewport={"width": 600, "height": 560})
-    page.locator(".play-frame").evaluate("f => scrollTo(0, f.getBoundingClientRect().top - 400)")
+    page = visit(browser, site, "score", viewport={"width": 500, "height": 560})
+    frame = page.locator(".play-frame")
+    bottom = "f => f.getBoundingClientRect().bottom"
+    assert frame.evaluate(bottom) > 580  # the point is seen, its picture is not
     page.keyboard.press("Tab")
-    page.wait_for_function("document.activeElement.className === 'play-handle'")
     page.wait_for_timeout(300)
-    box = page.locator(".play-frame").bounding_box()
-    assert box["y"] >= 0 and box["y"] + box["height"] <= 560
+    assert page.evaluate("document.activeElement.className") == "play-handle"
+    assert frame.evaluate(bottom) <= 560 and frame.bounding_box()["y"] >= 0
     page.close()
 
 
@@ -663,7 +673,9 @@ def test_controls_of_images(browser, site):
     assert page.get_by_label("Second seed").is_visible()
     assert kind.input_value() == "0" and kind.locator("option:disabled").count() == 1  # one class
     ends = page.locator(".play-pictures figcaption").all_inner_texts()
-    assert ends == ["seed 2", *[""] * 5, "seed 2"] and page.locator(".play-row").count() == 1
+    assert ends == ["seed 2", *[""] * 5, "seed 2"]
+    page.set_viewport_size({"width": 700, "height": 720})
+    assert len({one.bounding_box()["y"] for one in images.all()}) == 1  # seven in a row
     for given, taken in (("-5", "0"), ("", "0"), ("7", "7")):
         page.get_by_label("Seed", exact=True).fill(given)
         page.get_by_label("Seed", exact=True).blur()
