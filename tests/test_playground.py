@@ -318,7 +318,7 @@ def test_the_score_panel_says_the_score(browser, site):
 
 def test_the_walk_counts_its_evaluations_and_plays(browser, site):
     page = visit(browser, site, "path")
-    walk, play = page.locator("input[type=range]"), page.get_by_role("button", name="Play the walk")
+    walk, play = page.locator("input[type=range]"), page.get_by_role("button", name="Play")
     pause = page.get_by_role("button", name="Pause")
     assert walk.get_attribute("max") == "17"
     walk.fill("3")
@@ -539,6 +539,20 @@ def test_the_signal_goes_from_the_middle_to_the_data(browser, site):
     exact, boot = re.findall(r"\((−?[\d.]+), (−?[\d.]+)\)", text)
     gap = math.dist(*([float(v.replace("−", "-")) for v in pair] for pair in (exact, boot)))
     assert gap < 0.2 and gap == pytest.approx(float(re.search(r"([\d.]+) away", text)[1]), abs=0.02)
+    page.close()
+
+
+def test_no_button_covers_the_playgrounds_page(browser, site):
+    notebook = json.loads((ROOT / "nbs" / "playground.ipynb").read_text())
+    title = notebook["cells"][0]["source"][0].removeprefix("# ").strip()
+    page = visit(browser, site, "score")
+    page.evaluate("""document.body.insertAdjacentHTML("beforeend",
+      "<button id='pst-back-to-top' style='display: block'>Back to top</button>")""")
+    assert page.locator("#pst-back-to-top").is_visible()  # as in the chapters
+    page.evaluate(
+        "id => (document.querySelector('h1').id = id)", re.sub(r"\W+", "-", title.lower())
+    )
+    assert not page.locator("#pst-back-to-top").is_visible()
     page.close()
 
 

@@ -172,21 +172,21 @@ function pause(level = state.level) {
   update({ level });
 }
 
-/** Controls of the noise level that all panels share: a slider, and with `play` a button that moves
- * it to the data. @param {string} [name]
- * @param {(level: number) => string} [words] @param {string} [play] */
-function levelControls(name = "Noise", words = levelWords, play = "") {
+/** Controls of the noise level that all panels share: a slider, and if `isPlayed` a button that
+ * moves it to the data.
+ * @param {boolean} isPlayed @param {string} [name] @param {(level: number) => string} [words] */
+function levelControls(isPlayed, name = "Noise", words = levelWords) {
   const { box, set } = slider(name, LAST, pause, words);
   const next = () => (state.level < LAST ? update({ level: state.level + 1 }) : pause());
-  const go = button(play, () => {
+  const go = button("Play", () => {
     if (timer) return pause();
     update({ level: isStill.matches || state.level === LAST ? (state.level + 1) % LEVELS.length
       : state.level });
     if (!isStill.matches) timer = setInterval(next, 180);
   });
-  return { boxes: play ? [box, go] : [box], set() {
+  return { boxes: isPlayed ? [box, go] : [box], set() {
     set(state.level);
-    go.textContent = isStill.matches ? "Next step" : timer ? "Pause" : play;
+    go.textContent = isStill.matches ? "Next step" : timer ? "Pause" : "Play";
   } };
 }
 
@@ -221,7 +221,7 @@ function scorePanel() {
   const plane = new Plane("Density, score, and the denoiser's answer", "Grey density of the noisy "
     + "data with blue arrows, the score; a dashed line leads from the yellow point to the denoiser's "
     + "answer.", move);
-  const level = levelControls(), set = setChoice(), says = readout();
+  const level = levelControls(false), set = setChoice(), says = readout();
   const element = lay("The score at one noise level",
     "Grey is where the data are after noise of level sigma was added. The arrows point along the "
     + "score: where that density rises fastest. Drag the yellow point: the denoiser answers with the "
@@ -289,7 +289,7 @@ function pathPanel() {
   const noises = new Plane("Every noise: which are hard?", "The plane of noises, red where a "
     + "student's jump is far from the end of the path, or where noises close together end far apart.",
   move);
-  const level = levelControls("Walk", (k) => `${2 * k} evaluations`, "Play the walk");
+  const level = levelControls(true, "Walk", (k) => `${2 * k} evaluations`);
   const set = setChoice(), says = readout();
   let kind = "cd";
   const behind = choice("Red shows", BEHIND, (value) => {
@@ -353,7 +353,7 @@ function consistencyPanel() {
     + "coordinates of the answer along the path, and two dashed lines, those of the path's end.",
   { x: ["sigma 5, noise", "0.002, data"], y: (v) => written(v, 0), range: [-1.6, 1.6],
     ticks: [-1, 0, 1], xlabel: "noise level along the path" }, 0.9);
-  const level = levelControls(), says = readout();
+  const level = levelControls(false), says = readout();
   let name = "cd";
   const form = choice("Boundary condition", [["cd", "on (tied at 0.002)"], ["bare", "off"]], (value) => {
     name = value;
@@ -497,8 +497,7 @@ function signalPanel() {
     + "and the path of the yellow point.", move);
   const clear = new View("The signals of these points", "300 signals, crowded in the middle at high noise "
     + "and spread along the data at low noise, with the signal of the yellow point.");
-  const level = levelControls("Noise", levelWords, "Play");
-  const set = setChoice(), noises = crowd(), says = readout();
+  const level = levelControls(true), set = setChoice(), noises = crowd(), says = readout();
   const element = lay("BOOT's guess of the signal",
     "The signal is what is left of x when sigma times its starting noise is taken away: zero for all at "
     + "sigma 5, about the mean of all data at high noise, the data point at low noise. BOOT guesses it, at "
