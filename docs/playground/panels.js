@@ -359,7 +359,7 @@ function consistencyPanel() {
     name = value;
     update({});
   });
-  const marks = key([["dot", COLORS.cd, "CD's answers"], ["dot", COLORS.other, "the other student's"],
+  const marks = key([["dot", COLORS.cd, "CD's answers"], ["dot", COLORS.other, "the other student's answers"],
     ["ring", COLORS.ink, "large: to this point"], ["line", COLORS.teacher, "the path, and its point"], END,
     DATA]);
   const element = lay("One answer along the whole path",
