@@ -668,9 +668,9 @@ def test_controls_of_images(browser, site):
         before = images.first.evaluate("c => c.toDataURL()")
         turn = page.locator(".play-pictures").get_attribute("data-drawn")
         act()
-        code = "t => document.querySelector('.play-pictures').dataset.drawn !== t"
-        page.wait_for_function(code, arg=turn)
-        assert images.count() == count
+        code = """([turn, count]) => { const box = document.querySelector(".play-pictures");
+          return box.dataset.drawn !== turn && box.querySelectorAll("canvas").length === count; }"""
+        page.wait_for_function(code, arg=[turn, count])
         return images.first.evaluate("c => c.toDataURL()") != before
 
     assert not shows(lambda: page.get_by_label("Images", exact=True).select_option("9"), 9)
@@ -696,8 +696,14 @@ def test_controls_of_images(browser, site):
         assert page.get_by_label("Seed", exact=True).input_value() == taken
     shows(lambda: page.get_by_label("Show", exact=True).select_option("classes"), 10)
     student.focus()
-    student.select_option("digits-cd")  # the pictures stay until it has come
-    assert images.count() == 10
+    page.route("**/digits-cd.onnx", lambda route: None)  # is long in coming
+    with page.expect_request("**/digits-cd.onnx"):
+        student.select_option("digits-cd")
+    assert images.count() == 10  # the pictures stay until then
+    page.unroute_all()
+    student.select_option("digits-by-class")  # another wish meanwhile
+    wait_until_said(page, "^4 images of digits-by-class")
+    student.select_option("digits-cd")
     wait_until_said(page, "^4 images of digits-cd")
     assert page.evaluate(label) == "Student"
     assert page.get_by_label("Class", exact=True).count() == 0 and not page.faults
