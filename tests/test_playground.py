@@ -195,7 +195,7 @@ def test_dmd_jumps_to_the_moons_but_not_to_the_paths_end(page):
 
 
 def test_the_exact_map_lies_under_the_points_of_the_screen(page):
-    """Row by row from the bottom, in half precision, away from the lines where neighbours part."""
+    """Row by row from the bottom, in half precision, away from the lines where ends part."""
     found = page.evaluate("[moons.ends, [0, 79, 3300, 6399].map((i) => P.noiseAt(P.cell(80, i)))]")
     noise = playground.lattice()
     assert torch.allclose(doubles(found[1]).float(), noise[[0, 79, 3300, 6399]], atol=1e-5)
@@ -227,13 +227,15 @@ def test_noise_is_normal_and_mixes_on_a_sphere(page):
     assert torch.allclose(torch.tensor(mixed), spherical_mix(a[None], b[None], 0.3)[0], atol=1e-5)
 
 
+SAID = "[...document.querySelectorAll('output')].map((one) => one.value).join(' ')"
+
+
 def said(page):
-    return page.locator("output").first.inner_text()
+    return page.evaluate(SAID)
 
 
 def wait_until_said(page, pattern):
-    code = "p => new RegExp(p).test(document.querySelector('output')?.value ?? '')"
-    page.wait_for_function(code, arg=pattern)
+    page.wait_for_function(f"p => new RegExp(p).test({SAID})", arg=pattern)
     return said(page)
 
 
@@ -313,15 +315,28 @@ def test_the_score_panel_says_the_score(browser, site):
 
 def test_the_walk_counts_its_evaluations_and_plays(browser, site):
     page = visit(browser, site, "path")
-    assert page.locator("input[type=range]").get_attribute("max") == "17"
-    page.locator("input[type=range]").fill("3")
+    walk, play = page.locator("input[type=range]"), page.get_by_role("button", name="Play")
+    pause = page.get_by_role("button", name="Pause")
+    assert walk.get_attribute("max") == "17"
+    walk.fill("3")
     assert "exact end" in wait_until_said(page, "^6 of 34")
     assert "walk 0." not in said(page)  # it has not come to its end
-    page.get_by_role("button", name="Play the walk").click()
+    play.click()
     wait_until_said(page, "^(8|10|12) of 34")
+    pause.click()
+    seen = said(page)
+    page.wait_for_timeout(500)
+    assert said(page) == seen and not pause.count()
+    play.click()  # goes on
+    wait_until_said(page, f"^{int(seen.split()[0]) + 2} of 34")
+    walk.fill("3")  # a hand on the slider stops it
+    wait_until_said(page, "^6 of 34")
+    page.wait_for_timeout(500)
+    assert said(page).startswith("6 of 34")
+    play.click()
     assert re.search(r"walk 0\.0\d+, CD 0", wait_until_said(page, "^34 of 34"))
     assert re.search(r"BOOT \d\.\d+, DMD \d\.\d+[.]", said(page))
-    marks = page.locator(".play-key").first.locator("span")
+    marks = page.locator(".play-key span:visible")
     assert "DMD" in marks.all_inner_texts()
     assert marks.filter(has_text="DMD").locator(".play-diamond").count() == 1
     before = page.screenshot()
@@ -331,43 +346,44 @@ def test_the_walk_counts_its_evaluations_and_plays(browser, site):
     assert page.screenshot() != before
     behind.select_option("ct")
     page.get_by_label("Data", exact=True).select_option("circles")
-    assert "Choose Data: moons" in wait_until_said(page, "No student")
+    wait_until_said(page, "No student")
     assert behind.input_value() == "parting"  # all there is without students
     assert behind.locator("option:disabled").count() == 4
-    page.get_by_label("Data", exact=True).select_option("moons")
+    assert "exact end" in marks.all_inner_texts()[1] and "DMD" not in marks.all_inner_texts()
+    page.get_by_role("button", name="Back to moons").press("Enter")
     wait_until_said(page, "BOOT")
+    assert page.evaluate("document.activeElement.tagName") == "OUTPUT"
+    assert "DMD" in marks.all_inner_texts()
     assert behind.input_value() == "ct" and not behind.locator("option:disabled").count()
     page.get_by_label("Data", exact=True).select_option("pinwheel")  # not built here
     assert wait_until_said(page, "could not be loaded") and not page.faults
     page.close()
 
 
-def test_who_wants_no_motion_gets_the_end_at_once(browser, site):
+def test_who_wants_no_motion_gets_one_step_a_press(browser, site):
     page = visit(browser, site, "path", reduced_motion="reduce")
+    step = page.get_by_role("button", name="Next step")
     wait_until_said(page, "^18 of 34")
-    seen = page.evaluate("""async () => {
-      const says = document.querySelector("output"), seen = [];
-      document.querySelector(".play-button").click();
-      while (!says.value.startsWith("34 of")) {
-        seen.push(says.value.slice(0, 2));
-        await new Promise(requestAnimationFrame);
-      }
-      return seen;
-    }""")
-    assert set(seen) == {"18"}
+    for now in (20, 22):
+        step.click()
+        wait_until_said(page, f"^{now} of 34")
+    page.wait_for_timeout(400)
+    assert said(page).startswith("22 of 34")
+    page.locator("input[type=range]").fill("17")
+    step.click()  # from the end to the start
+    wait_until_said(page, "^0 of 34")
     page.close()
 
 
 def test_the_boundary_switch(browser, site):
     page = visit(browser, site, "consistency")
-    last = r"equal the path's point there; it is ([\d.]+) away"
-    with_it = re.search(last, wait_until_said(page, "lowest level"))[1]
+    last = r"the path's point there: ([\d.]+) away"
+    with_it = re.search(last, wait_until_said(page, "must equal the path's"))[1]
+    marks = page.locator(".play-key span:visible")
+    assert "CD's answers" in marks.all_inner_texts()
     page.get_by_label("Boundary condition").select_option("bare")
-    page.wait_for_function(
-        "before => !document.querySelector('output').value.includes(before)",
-        arg=f"there; it is {with_it} away",
-    )
-    without = re.search(last, said(page))[1]
+    without = re.search(last, wait_until_said(page, "nothing ties it to the path's"))[1]
+    assert "CD's answers" not in marks.all_inner_texts()
     assert float(with_it) == 0 and float(without) > 0.1
     page.close()
 
@@ -376,25 +392,164 @@ def test_neighbours_and_the_recorded_training(browser, site):
     page = visit(browser, site, "neighbours")
     page.get_by_label("Pair", exact=True).fill("10")
     page.get_by_label("Training step").fill("0")
-    assert "100 % of the error" in wait_until_said(page, "after 0 steps")
+    assert "100 % of the error" in wait_until_said(page, "After 0 steps")
     page.get_by_label("Training step").fill("32")
-    text = wait_until_said(page, "after 800 steps")
+    text = wait_until_said(page, "After 800 steps")
     share = int(re.search(r"(\d+) % of the error", text)[1])
     assert share < 25 and f"sigma {float(LEVELS[10]):.2g}" in text
     page.close()
 
 
+def test_the_recorded_training_stays_whatever_the_set(browser, site):
+    page = visit(browser, site, "all")
+    panel = page.get_by_label("Playground: Two neighbours, one answer")
+    chart = panel.get_by_label("Curves of the error")
+    wait_until_said(page, "apart[.] After 100 steps 84 %")
+    before = drawn(chart)
+    page.get_by_label("Data", exact=True).first.select_option("circles")
+    wait_until_said(page, "moons After 100 steps 84 %")
+    assert drawn(chart) == before and before["#9467bd"] > 100
+    panel.get_by_label("Training step").fill("32")
+    wait_until_said(page, "After 800 steps")
+    assert drawn(chart) != before
+    assert not panel.get_by_label("One bar for each pair").is_visible()  # nobody answers
+    panel.get_by_role("button", name="Back to moons").click()
+    wait_until_said(page, "apart[.] After 800 steps")
+    assert panel.get_by_label("One bar for each pair").is_visible() and not page.faults
+    page.close()
+
+
+def drawn(canvas):
+    """How many pixels of each colour a canvas has."""
+    return canvas.evaluate("""c => {
+      const { data } = c.getContext("2d").getImageData(0, 0, c.width, c.height), found = {};
+      for (let i = 0; i < data.length; i += 4) if (data[i + 3] > 250) {
+        const is = "#" + [0, 1, 2].map((k) => data[i + k].toString(16).padStart(2, "0")).join("");
+        found[is] = (found[is] ?? 0) + 1;
+      }
+      return found;
+    }""")
+
+
+METHOD_COLORS = {"CD": "#e69f00", "CT": "#009e73", "BOOT": "#cc79a7", "DMD": "#8c564b"}
+
+
+def test_a_colour_has_one_meaning(browser, site):
+    """In the keys of all panels, and where BOOT and the coordinates are drawn."""
+    page = visit(browser, site, "all")
+    code = """[...document.querySelectorAll(".play-key i")].map((mark) =>
+      [mark.style.getPropertyValue("--mark").toLowerCase(), mark.parentElement.textContent])"""
+    keys = page.evaluate(code)
+    for name, color in METHOD_COLORS.items():
+        assert any(name in words for _, words in keys)
+        assert all((mark == color) == (name in words) for mark, words in keys), name
+    page.wait_for_timeout(300)
+    signals = drawn(page.get_by_label("300 signals"))
+    assert signals[METHOD_COLORS["BOOT"]] > 100 and METHOD_COLORS["CD"] not in signals
+    coordinates = drawn(page.get_by_label("coordinates of the answer"))
+    assert not coordinates.keys() & METHOD_COLORS.values()
+    path = page.get_by_label("A blue path")
+    assert drawn(path)["#0072b2"] > 50
+    page.add_style_tag(content=DARK)
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")  # where blue is lighter
+    page.wait_for_timeout(300)
+    found = drawn(path)
+    assert found["#56b4e9"] > 50 and "#0072b2" not in found
+    assert found["#ced6dd"] > 50 and "#000000" not in found  # the bar
+    page.close()
+
+
+@pytest.mark.parametrize("level", [0, 9, 17])
+def test_every_plane_has_a_bar_of_its_length(browser, site, level):
+    page = visit(browser, site, "all")
+    page.evaluate("""() => {
+      const context = CanvasRenderingContext2D.prototype, write = context.fillText;
+      window.written = [];
+      context.fillText = function (...what) { written.push(what[0]); write.apply(this, what); };
+    }""")
+    page.get_by_label("Noise", exact=True).first.fill(str(level))
+    page.wait_for_timeout(500)
+    lengths = page.evaluate("""() => [...document.querySelectorAll(".play-frame canvas")]
+      .filter((c) => c.width === c.height).map((c) => {
+        const at = (v) => Math.round((v / 1.6 + 1) / 2 * c.width), row = c.height - at(-1.5);
+        const { data } = c.getContext("2d").getImageData(at(-1.5), row, c.width - at(-1.5), 1);
+        let long = 0;
+        while (data[4 * long] < 90 && data[4 * long + 3] > 200) long++;
+        return long / c.width * 3.2;
+      })""")
+    here, last, first = (0.5 / math.hypot(sigma, 0.5) for sigma in (LEVELS[level], 0.002, 5.0))
+    shown = 5 * here if level == 0 else 0.5 * here
+    # score, path, all noises, consistency, neighbours, and the signal's two
+    truth = [shown, 0.5 * last, 5 * first, 0.5 * last, 0.5 * last, shown, 0.5 * last]
+    assert lengths == pytest.approx(truth, abs=0.02)
+    near = "0.5, at the data's scale"
+    now = {0: "5, at sigma 5.0", 9: "0.5, at sigma 0.23", 17: near}[level]
+    labels = [text for text in page.evaluate("written") if ", at " in text]
+    assert labels[-7:] == [now, near, "5, at sigma 5.0", near, near, now, near]
+    page.close()
+
+
+def test_the_first_point_is_one_that_students_take_to_the_moons(page):
+    at, found = page.evaluate("""() => { const z = P.noiseAt(P.state.at);
+      return [P.state.at, ["cd", "ct", "boot", "dmd"].map((name) => P.jump(moons, name, z))]; }""")
+    assert max(map(abs, at)) < 1  # near the middle of the frame
+    widths = (doubles(found)[:, None] - MOONS.means).norm(dim=2).min(1).values / MOONS.stds[0]
+    assert widths.max() < 1.5
+
+
+def test_on_a_phone_words_and_controls_stand_by_their_picture(browser, site):
+    page = visit(browser, site, "all", viewport={"width": 390, "height": 800})
+    page.wait_for_timeout(300)
+    frames, sliders, words = (
+        [one.bounding_box() for one in page.locator(which).all()]
+        for which in (".play-frame", "input[type=range]", "output")
+    )
+    bottom = [box["y"] + box["height"] for box in frames]
+    plane = [0, 1, 3, 5]  # words follow within two rows of controls
+    assert all(0 < words[i]["y"] - bottom[k] < 140 for i, k in enumerate(plane))
+    assert 0 < words[4]["y"] - bottom[7] < 90  # the recorded training
+    assert bottom[8] < sliders[5]["y"] < frames[9]["y"] and frames[8]["height"] < 270
+    assert 0 <= words[5]["y"] - bottom[9] < 30  # what BOOT guesses, below the signals
+    page.close()
+
+
+def test_tab_brings_the_whole_picture(browser, site):
+    page = visit(browser, site, "score", viewport={"width": 500, "height": 560})
+    frame = page.locator(".play-frame")
+    bottom = "f => f.getBoundingClientRect().bottom"
+    assert frame.evaluate(bottom) > 580  # the point is seen, its picture is not
+    page.keyboard.press("Tab")
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.activeElement.className") == "play-handle"
+    assert frame.evaluate(bottom) <= 560 and frame.bounding_box()["y"] >= 0
+    page.close()
+
+
 def test_the_signal_goes_from_the_middle_to_the_data(browser, site):
     page = visit(browser, site, "signal")
-    level = page.get_by_label("Noise level (right: less)", exact=True)
+    level = page.get_by_label("Noise", exact=True)
     level.fill("0")
     assert "(0.00, 0.00)" in wait_until_said(page, "sigma 5[.]")  # the exact one starts at 0
-    page.get_by_role("button", name="Play the levels").click()
+    page.get_by_role("button", name="Play", exact=True).click()
     text = wait_until_said(page, "sigma 0.002")
     assert level.input_value() == "17"
     exact, boot = re.findall(r"\((−?[\d.]+), (−?[\d.]+)\)", text)
     gap = math.dist(*([float(v.replace("−", "-")) for v in pair] for pair in (exact, boot)))
     assert gap < 0.2 and gap == pytest.approx(float(re.search(r"([\d.]+) away", text)[1]), abs=0.02)
+    page.close()
+
+
+def test_no_button_covers_the_playgrounds_page(browser, site):
+    notebook = json.loads((ROOT / "nbs" / "playground.ipynb").read_text())
+    title = notebook["cells"][0]["source"][0].removeprefix("# ").strip()
+    page = visit(browser, site, "score")
+    page.evaluate("""document.body.insertAdjacentHTML("beforeend",
+      "<button id='pst-back-to-top' style='display: block'>Back to top</button>")""")
+    assert page.locator("#pst-back-to-top").is_visible()  # as in the chapters
+    page.evaluate(
+        "id => (document.querySelector('h1').id = id)", re.sub(r"\W+", "-", title.lower())
+    )
+    assert not page.locator("#pst-back-to-top").is_visible()
     page.close()
 
 
@@ -407,7 +562,7 @@ def test_panels_share_their_point_and_level(browser, site):
       const all = [...document.querySelectorAll(".play-handle")], [one] = all;
       const levels = [...document.querySelectorAll("input[type=range]")].map((i) => i.value);
       const is = one.ariaLabel;
-      const isMoved = all.every((h) => h.ariaLabel === is) && is.includes("-1.20, 1.05");
+      const isMoved = all.every((h) => h.ariaLabel === is) && is.includes("at 0.60, 0.80");
       return isMoved && levels.filter((v) => v === "4").length >= 5;
     }""")
     assert not page.faults
@@ -494,22 +649,25 @@ def test_controls_of_images(browser, site):
     assert re.search(r"\((28|29)\.\d MB\)", load.inner_text())
     asked = []
     page.on("request", lambda request: asked.append(request.url))
-    page.get_by_label("Student", exact=True).select_option("digits-by-class")
+    student = page.get_by_label("Student", exact=True)
+    student.select_option("digits-by-class")
     assert not asked  # nothing before the click
-    page.get_by_role("button", name="Load digits-by-class").click()
+    page.get_by_role("button", name="Load digits-by-class").press("Enter")
     wait_until_said(page, "^4 images of digits-by-class")
     images = page.locator(".play-pictures canvas")
     assert images.count() == 4 and any(url.endswith(".wasm") for url in asked)
     assert re.match(r"Image 1: \w", images.first.get_attribute("aria-label"))
-    assert page.locator(".play-controls strong").inner_text() == "digits-by-class"
+    assert page.get_by_role("button", name="Load").count() == 0
+    label = "document.activeElement.labels?.[0].textContent"  # the keyboard goes on from here
+    assert page.evaluate(label) == "Show"
 
     def shows(act, count):
         before = images.first.evaluate("c => c.toDataURL()")
         turn = page.locator(".play-pictures").get_attribute("data-drawn")
         act()
-        code = "t => document.querySelector('.play-pictures').dataset.drawn !== t"
-        page.wait_for_function(code, arg=turn)
-        assert images.count() == count
+        code = """([turn, count]) => { const box = document.querySelector(".play-pictures");
+          return box.dataset.drawn !== turn && box.querySelectorAll("canvas").length === count; }"""
+        page.wait_for_function(code, arg=[turn, count])
         return images.first.evaluate("c => c.toDataURL()") != before
 
     assert not shows(lambda: page.get_by_label("Images", exact=True).select_option("9"), 9)
@@ -518,15 +676,52 @@ def test_controls_of_images(browser, site):
     assert shows(lambda: page.get_by_label("Steps", exact=True).select_option("2"), 9)
     assert shows(lambda: page.get_by_label("Show", exact=True).select_option("path"), 4)
     assert not page.get_by_label("Second seed").is_visible()
+    kind = page.get_by_label("Class", exact=True)
+    shows(lambda: page.get_by_label("Show", exact=True).select_option("samples"), 9)
+    assert kind.locator("option:disabled").count() == 0
+    shows(lambda: kind.select_option(""), 9)
     shows(lambda: page.get_by_label("Show", exact=True).select_option("between"), 7)
     assert page.get_by_label("Second seed").is_visible()
+    assert kind.input_value() == "0" and kind.locator("option:disabled").count() == 1  # one class
+    ends = page.locator(".play-pictures figcaption").all_inner_texts()
+    assert ends == ["seed 2", *[""] * 5, "seed 2"]
+    page.set_viewport_size({"width": 700, "height": 720})
+    assert len({one.bounding_box()["y"] for one in images.all()}) == 1  # seven in a row
+    for given, taken in (("-5", "0"), ("", "0"), ("7", "7")):
+        page.get_by_label("Seed", exact=True).fill(given)
+        page.get_by_label("Seed", exact=True).blur()
+        assert page.get_by_label("Seed", exact=True).input_value() == taken
     shows(lambda: page.get_by_label("Show", exact=True).select_option("classes"), 10)
-    page.get_by_role("button", name="Other student").click()
-    page.get_by_label("Student", exact=True).select_option("digits-cd")
-    page.get_by_role("button", name="Load digits-cd (0.5 MB)").click()
+    student.focus()
+    page.route("**/digits-cd.onnx", lambda route: None)  # is long in coming
+    with page.expect_request("**/digits-cd.onnx"):
+        student.select_option("digits-cd")
+    assert images.count() == 10  # the pictures stay until then
+    page.unroute_all()
+    student.select_option("digits-by-class")  # another wish meanwhile
+    wait_until_said(page, "^4 images of digits-by-class")
+    student.select_option("digits-cd")
     wait_until_said(page, "^4 images of digits-cd")
+    assert page.evaluate(label) == "Student"
     assert page.get_by_label("Class", exact=True).count() == 0 and not page.faults
     assert images.last.get_attribute("aria-label") == "Image 4"
+    page.close()
+
+
+@needs_runtime
+@pytest.mark.parametrize("missing", ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "[.]onnx"])
+def test_what_could_not_be_loaded_is_asked_for_again(browser, site, missing):
+    page = visit(browser, site, "images")
+    page.route(re.compile(missing), lambda route: route.abort())
+    page.get_by_label("Student", exact=True).select_option("digits-cd")
+    load = page.get_by_role("button", name="Load digits-cd")
+    for _ in range(2):
+        load.press("Enter")
+        assert "Error" not in wait_until_said(page, "could not be loaded")
+        page.wait_for_function("document.activeElement.textContent.startsWith('Load')")
+    page.unroute_all()
+    load.click()
+    assert wait_until_said(page, "^4 images of digits-cd") and not page.faults
     page.close()
 
 

@@ -324,6 +324,7 @@ def take_picture(browser, address: str, name: str) -> bytes:
         page.get_by_role("button", name="Load").click()
         page.get_by_label("Images", exact=True).select_option("9")
         page.wait_for_selector(".play-pictures[data-drawn] canvas >> nth=8")
+        page.evaluate("document.activeElement.blur()")
     page.wait_for_timeout(1000)  # a picture, and the words below it
     picture = page.locator(".play").screenshot()
     page.close()

@@ -10,12 +10,13 @@
  */
 
 import { normals, sphericalMix } from "./numerics.js";
-import { choice, make } from "./views.js";
+import { button, choice, make } from "./views.js";
 
 const BASE = new URL(".", import.meta.url);
 const megabytes = (/** @type {number} */ n) => `${(n / 1e6).toFixed(1)} MB`;
 /** @type {Promise<any> | null} */
 let runtime = null;
+let tries = 0;
 
 /** Fetch `file`, telling `onBytes` of each part that came. @param {string} file
  * @param {(count: number) => void} onBytes @returns {Promise<Uint8Array>} */
@@ -30,11 +31,13 @@ async function fetchBytes(file, onBytes) {
   return new Uint8Array(await new Blob(parts).arrayBuffer());
 }
 
-/** Load onnxruntime-web, once, on one thread. @param {(count: number) => void} onBytes */
+/** Load onnxruntime-web on one thread; under a new address each time, for a browser remembers that an
+ * import failed. @param {(count: number) => void} onBytes */
 async function loadRuntime(onBytes) {
-  const ort = await import(new URL("ort.wasm.min.mjs", BASE).href);
+  const fresh = (/** @type {string} */ name) => new URL(`${name}.mjs?${tries}`, BASE).href;
+  const ort = await import(fresh("ort.wasm.min"));
   ort.env.wasm.wasmBinary = await fetchBytes("ort-wasm-simd-threaded.wasm", onBytes);
-  ort.env.wasm.wasmPaths = BASE.href;
+  ort.env.wasm.wasmPaths = { mjs: fresh("ort-wasm-simd-threaded") };
   ort.env.wasm.numThreads = 1;
   return ort;
 }
@@ -42,9 +45,7 @@ async function loadRuntime(onBytes) {
 /** Open the student that `about` tells of. @param {About} about
  * @param {(count: number) => void} [onBytes] @returns {Promise<Student>} */
 export async function open(about, onBytes = () => {}) {
-  runtime ??= loadRuntime(onBytes);
-  runtime.catch(() => (runtime = null));
-  const ort = await runtime;
+  const ort = await (runtime ??= loadRuntime(onBytes));
   const session = await ort.InferenceSession.create(await fetchBytes(about.file, onBytes));
   return { about, async ask(x, sigma, label) {
     const inputs = { x: new ort.Tensor("float32", x, [1, ...about.shape]),
@@ -105,7 +106,8 @@ const MODES = { samples: "samples", path: "the way of one sample", between: "bet
 
 /** Put the panel in the place of `picture`. @param {Element} picture */
 export async function show(picture) {
-  const says = make("output"), controls = make("div", { className: "play-controls" });
+  const says = make("output");
+  const [load, controls] = [0, 0].map(() => make("div", { className: "play-controls" }));
   const pictures = make("div", { className: "play-pictures", tabIndex: 0, role: "group",
     "aria-label": "Images of the student" });
   const title = "Ask a student for images";
@@ -113,9 +115,10 @@ export async function show(picture) {
     make("p", { className: "play-head" }, title),
     make("p", {}, "Choose a student: small colour photos (32×32) or handwritten digits (8×8). It runs "
       + "in your browser and turns noise into an image in one step or two; nothing is sent anywhere. "
+      + "Its noise starts at sigma 80 (photos) or 10 (digits), as it was trained. "
       + "Expect rough pictures: the networks are small. Show “the way of one sample” with 2 steps to "
       + "see what the second step adds."),
-    controls, says, pictures));
+    load, controls, says, pictures));
   const found = await fetch(new URL("images.json", BASE)).then((a) => a.json()).catch(() => null);
   if (!found?.students.length || typeof WebAssembly === "undefined") {
     pictures.remove();
@@ -124,86 +127,82 @@ export async function show(picture) {
       : "No student of images is on this site: it was built without onnxruntime-web or onnx.";
     return;
   }
-  const largest = found.students.reduce((/** @type {About} */ a, /** @type {About} */ b) =>
-    (a.bytes > b.bytes ? a : b));
-  askFirst(found, largest, { says, controls, pictures });
+  chooseStudent(found, { says, load, controls, pictures });
 }
 
-/** Offer to load a student, and its size. @param {{students: About[], runtime: {bytes: number}[]}} found
- * @param {About} about @param {{says: any, controls: any, pictures: any}} parts */
-function askFirst(found, about, parts) {
-  const size = (/** @type {About} */ one) => one.bytes + (runtime ? 0
-    : found.runtime.reduce((sum, file) => sum + file.bytes, 0));
-  const words = () => `Load ${about.name} (${megabytes(size(about))})`;
-  const go = make("button", { type: "button", className: "play-button" }, words());
-  const names = found.students.map((one) => /** @type {[string, string]} */ ([one.name,
-    `${one.name}: ${one.shape[0] > 1 ? "colour" : "grey"}, ${one.shape[2]}×${one.shape[1]}`]));
+/** Offer the students, and their size: the first is loaded by a click, others when they are chosen.
+ * @param {{students: About[], runtime: {bytes: number}[]}} found
+ * @param {Record<"says" | "load" | "controls" | "pictures", any>} parts */
+function chooseStudent(found, parts) {
+  let about = found.students.reduce((a, b) => (a.bytes > b.bytes ? a : b)), wish = 0;
+  const size = () => found.runtime.reduce((sum, { bytes }) => sum + (runtime ? 0 : bytes), about.bytes);
+  const names = found.students.map(({ name, shape, bytes }) => [name,
+    `${name}: ${shape[0] > 1 ? "colour" : "grey"}, ${shape[2]}×${shape[1]}, ${megabytes(bytes)}`]);
   const which = choice("Student", names, (name) => {
     about = found.students.find((one) => one.name === name) ?? about;
-    go.textContent = words();
+    go.isConnected && bar.hidden ? offer() : load();
   });
+  const bar = make("progress", { hidden: true, "aria-label": "Loading" });
+  const go = button("", () => bar.hidden && load());
+  const offer = () => (go.textContent = `Load ${about.name} (${megabytes(size())})`);
   which.input.value = about.name;
-  const bar = make("progress", { max: size(about), value: 0, hidden: true,
-    "aria-label": "Loading" });
-  parts.controls.replaceChildren(which.box, go, bar);
-  parts.pictures.replaceChildren();
-  go.addEventListener("click", async () => {
-    go.disabled = which.input.disabled = true;
-    bar.hidden = false;
-    bar.max = size(about);
-    let came = 0;
-    const onBytes = (/** @type {number} */ count) => {
-      bar.value = came += count;
-      parts.says.value = `${megabytes(came)} of ${megabytes(bar.max)}`;
-    };
-    try {
-      const student = await open(about, onBytes);
-      play(found, student, parts);
-    } catch (error) {
-      askFirst(found, about, parts);
-      parts.says.value = `The student could not be loaded (${error}): try again later.`;
+  parts.load.replaceChildren(which.box, go, bar);
+  offer();
+
+  async function load() {
+    const mine = ++wish;
+    Object.assign(bar, { hidden: false, max: size(), value: 0 });
+    const student = await open(about, (count) => {
+      bar.value += count;
+      parts.says.value = `${megabytes(bar.value)} of ${megabytes(bar.max)}`;
+    }).catch(() => void ([runtime, tries] = [null, tries + 1]));
+    if (mine !== wish) return; // another was chosen
+    bar.hidden = true;
+    if (student) {
+      play(student, parts);
+      if (document.activeElement === go) parts.controls.querySelector("select").focus();
+      go.remove();
+    } else {
+      if (!go.isConnected) parts.load.append(go);
+      offer();
+      parts.says.value = "The student could not be loaded. Try again.";
     }
-  });
+  }
 }
 
-/** @param {{students: About[], runtime: {bytes: number}[]}} found @param {Student} student
- * @param {{says: any, controls: any, pictures: any}} parts */
-function play(found, student, parts) {
-  const { about } = student, { says, controls, pictures } = parts;
+let turn = 0; // of what is drawn
+
+/** Show what `student` draws, and the controls of it. @param {Student} student
+ * @param {Record<"says" | "controls" | "pictures", any>} parts */
+function play(student, { says, controls, pictures }) {
+  const { about } = student;
   const modes = Object.entries(MODES).filter(([key]) => key !== "classes" || about.classes.length);
   const number = (/** @type {string} */ name, /** @type {number} */ value) => {
     const id = `play-${name.replace(" ", "-")}`;
     const input = make("input", { type: "number", min: 0, max: 99999, value, id });
-    input.addEventListener("change", draw);
+    input.addEventListener("change", () => {
+      input.value = Math.min(99999, Math.max(0, Math.round(input.value)));
+      draw();
+    });
     return { input, box: make("div", { className: "play-control" },
       make("label", { htmlFor: id }, name), input) };
   };
-  const options = (/** @type {(string | number)[]} */ list) =>
-    list.map((v) => /** @type {[string, string]} */ ([`${v}`, `${v}`]));
-  const mode = choice("Show", /** @type {[string, string][]} */ (modes), draw);
+  const options = (/** @type {number[]} */ list) => list.map((v) => [`${v}`, `${v}`]);
+  const mode = choice("Show", modes, draw);
   const grid = choice("Images", options([4, 9, 16, 1]), draw);
-  const kinds = about.classes.map((name, i) => /** @type {[string, string]} */ ([`${i}`, name]));
+  const kinds = about.classes.map((name, i) => [`${i}`, name]);
   const kind = choice("Class", [["", "each in turn"], ...kinds], draw);
   const seed = number("Seed", 1), other = number("Second seed", 2);
   const steps = choice("Steps", options(about.steps), draw);
-  const again = make("button", { type: "button", className: "play-button" }, "New seed");
-  again.addEventListener("click", () => {
+  const again = button("New seed", () => {
     seed.input.value = Number(seed.input.value) + 1;
     draw();
   });
-  const change = make("button", { type: "button", className: "play-button" }, "Other student");
-  change.addEventListener("click", () => {
-    turn++;
-    says.value = "";
-    askFirst(found, about, parts);
-  });
-  const boxes = [mode.box, grid.box, ...(kinds.length ? [kind.box] : []), seed.box, other.box,
-    ...(about.steps.length > 1 ? [steps.box] : []), again];
-  controls.replaceChildren(make("strong", {}, about.name), ...boxes, ...(found.students.length > 1 ? [change] : []));
+  controls.replaceChildren(mode.box, grid.box, ...(kinds.length ? [kind.box] : []), seed.box, other.box,
+    ...(about.steps.length > 1 ? [steps.box] : []), again);
   const size = about.shape.reduce((a, b) => a * b);
   const label = (/** @type {number} */ i) => (kinds.length
     ? kind.input.value === "" ? i % kinds.length : Number(kind.input.value) : 0);
-  let turn = 0;
 
   /** What is to be drawn now, one after the other. @returns {(() => Promise<Shot[]>)[]} */
   function jobs() {
@@ -219,7 +218,8 @@ function play(found, student, parts) {
       case "path": return [ask(from(100 * first), label(0))];
       case "between": {
         const [a, b] = [from(100 * first), from(100 * Number(other.input.value))];
-        return [0, 1, 2, 3, 4, 5, 6].map((k) => ask(sphericalMix(a, b, k / 6), label(0), `${k} / 6`));
+        return [0, 1, 2, 3, 4, 5, 6].map((k) => ask(sphericalMix(a, b, k / 6), label(0),
+          k % 6 ? "" : `seed ${(k ? other : seed).input.value}`));
       }
       case "classes": return kinds.map((_, i) => ask(from(100 * first), i, name(i)));
       default: return Array.from({ length: count }, (_, i) =>
@@ -232,6 +232,9 @@ function play(found, student, parts) {
     grid.box.hidden = is !== "samples";
     other.box.hidden = is !== "between";
     kind.box.hidden = is === "classes";
+    const inTurn = kind.input.options[0]; // makes no sense for one image
+    inTurn.hidden = inTurn.disabled = is !== "samples" || grid.input.value === "1";
+    if (inTurn.disabled && inTurn.selected) kind.input.value = "0";
     const todo = jobs(), across = is === "samples" ? Math.sqrt(todo.length) : Infinity;
     pictures.replaceChildren();
     let done = 0;
@@ -239,7 +242,7 @@ function play(found, student, parts) {
       const shots = await job();
       if (mine !== turn) return; // a newer wish came
       if (done++ % across === 0) pictures.append(make("div", { className: "play-row",
-        style: `--across: ${Math.min(across, 4)}` }));
+        style: `--across: ${Math.min(across, is === "between" ? 7 : 4)}` }));
       pictures.lastElementChild.append(...shots.map((shot, i) => figure(shot, about, done + i)));
       says.value = `${done} of ${todo.length}`;
       await new Promise((next) => setTimeout(next));
@@ -249,7 +252,8 @@ function play(found, student, parts) {
         ? ` (${about.classes.slice(0, 4).join(", ")})` : ""}: the teacher's walk from noise `
         + "to image, and last the student's one step."), make("img", { className: "play-strips",
         src: new URL(about.strips, BASE).href, alt: "Four rows that turn from noise into a clean "
-        + "image, step by step; the last image of a row, the student's, resembles the one before" }));
+        + "image, step by step; the last image of a row, the student's, resembles the one before" }),
+      make("p", { className: "play-last" }, "the student's ↑"));
     const seconds = (performance.now() - start) / 1000;
     const each = steps.input.value === "1" ? "one evaluation" : "two evaluations";
     says.value = `${todo.length} image${todo.length > 1 ? "s" : ""} of ${about.name} in `

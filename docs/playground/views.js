@@ -6,8 +6,10 @@
  * @typedef {{color: string, points: Point[], width?: number, dash?: number[], alpha?: number}} Line
  */
 
-export const COLORS = { data: "#8c8c8c", teacher: "#0072B2", student: "#E69F00",
-  ct: "#009E73", boot: "#CC79A7", dmd: "#8C564B", error: "#D62728" };
+/** One meaning each, in all panels. @type {Record<string, string>} */
+export const COLORS = { data: "#8c8c8c", teacher: "var(--play-teacher)", cd: "#E69F00", ct: "#009E73",
+  boot: "#CC79A7", dmd: "#8C564B", other: "#9467BD", error: "#D62728", horizontal: "#808A1A",
+  vertical: "#0F9FB5", ink: "var(--play-ink)" };
 export const LIMIT = 1.6; // the plane reaches from -LIMIT to LIMIT
 export const isStill = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -41,7 +43,14 @@ export function slider(name, most, onInput, words) {
   return { box: make("div", { className: "play-control" }, label, input, says), set };
 }
 
-/** A list to choose from. @param {string} name @param {[string, string][]} options
+/** A button. @param {string} words @param {() => void} onClick @returns {HTMLButtonElement} */
+export function button(words, onClick) {
+  const made = make("button", { type: "button", className: "play-button" }, words);
+  made.addEventListener("click", onClick);
+  return made;
+}
+
+/** A list to choose from. @param {string} name @param {string[][]} options
  * @param {(value: string) => void} onChange @returns {{box: HTMLElement, input: any}} */
 export function choice(name, options, onChange) {
   const id = `play-${count++}`;
@@ -53,7 +62,7 @@ export function choice(name, options, onChange) {
 }
 
 /** What the marks of a picture mean: pairs of a swatch (its kind and colour) and words.
- * @param {[string, string, string][]} marks @returns {HTMLElement} */
+ * @param {string[][]} marks @returns {any} */
 export const key = (marks) => make("div", { className: "play-key" }, ...marks.map(
   ([kind, color, words]) => make("span", {},
     make("i", { className: `play-${kind}`, style: `--mark: ${color}` }), words)));
@@ -70,7 +79,13 @@ export class View {
       make("div", { className: "play-title" }, title), this.frame);
     this.context = /** @type {CanvasRenderingContext2D} */ (this.canvas.getContext("2d"));
     this.width = this.height = 0;
-    this.ink = "#222";
+    this.style = getComputedStyle(this.frame);
+  }
+
+  /** A colour as the canvas takes it, which knows no variables. @param {string} color */
+  color(color) {
+    const [name] = color.match(/--[\w-]+/) ?? [];
+    return name ? this.style.getPropertyValue(name) : color;
   }
 
   /** Clear the canvas, in the size that it has on the page now. */
@@ -84,7 +99,6 @@ export class View {
     this.context.clearRect(0, 0, this.width, this.height);
     this.context.font = "13px system-ui, sans-serif";
     this.context.lineJoin = "round";
-    this.ink = getComputedStyle(this.frame).color;
   }
 
   /** @param {Point} at @returns {Point} */
@@ -96,7 +110,7 @@ export class View {
   line({ color, points, width = 1.5, dash = [], alpha = 1 }) {
     const c = this.context;
     c.globalAlpha = alpha;
-    c.strokeStyle = color;
+    c.strokeStyle = this.color(color);
     c.lineWidth = width;
     c.setLineDash(dash);
     c.beginPath();
@@ -111,7 +125,7 @@ export class View {
   mark(at, color, size = 5, kind = "dot", alpha = 1) {
     const c = this.context, [x, y] = this.place(at);
     c.globalAlpha = alpha;
-    c.fillStyle = c.strokeStyle = color;
+    c.fillStyle = c.strokeStyle = this.color(color);
     c.lineWidth = 2.5;
     c.beginPath();
     if (kind === "square") c.rect(x - size, y - size, 2 * size, 2 * size);
@@ -132,8 +146,8 @@ export class View {
     } else c.arc(x, y, size, 0, 7);
     if (kind === "cross") c.stroke();
     else c.fill();
-    if (kind !== "cross" && size > 5) { // large marks have a rim, to be told from what they cover
-      [c.strokeStyle, c.lineWidth] = [this.ink, 1.2];
+    if (kind !== "cross" && size >= 5) { // large marks have a rim, to be told from what they cover
+      [c.strokeStyle, c.lineWidth] = [this.color(COLORS.ink), 1.2];
       c.stroke();
     }
     c.globalAlpha = 1;
@@ -142,10 +156,12 @@ export class View {
   /** @param {string} text @param {Point} at @param {number} [dx] @param {number} [dy]
    * @param {CanvasTextAlign} [align] */
   text(text, at, dx = 8, dy = 4, align = "left") {
-    const [x, y] = this.place(at);
-    this.context.textAlign = align;
-    this.context.fillStyle = this.ink;
-    this.context.fillText(text, x + dx, y + dy);
+    const [x, y] = this.place(at), c = this.context;
+    c.textAlign = align;
+    [c.fillStyle, c.strokeStyle] = [COLORS.ink, "--play-paper"].map((name) => this.color(name));
+    c.lineWidth = 4;
+    c.strokeText(text, x + dx, y + dy); // so that it is read on what it covers
+    c.fillText(text, x + dx, y + dy);
   }
 
   /** Paint a lattice over the plane. @param {number} side @param {string} color
@@ -191,6 +207,8 @@ export class Plane extends View {
       if (this.handle.hasPointerCapture(event.pointerId)) drop(event);
     });
     this.canvas.addEventListener("click", drop);
+    this.handle.addEventListener("focus", () => this.handle.matches(":focus-visible")
+      && this.frame.scrollIntoView({ block: "nearest" }));
     const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
     this.handle.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
       const step = steps[/** @type {keyof typeof steps} */ (event.key)];
@@ -207,7 +225,7 @@ export class Plane extends View {
     this.handle.style.left = `${(at[0] / LIMIT + 1) * 50}%`;
     this.handle.style.top = `${(1 - at[1] / LIMIT) * 50}%`;
     const says = `Yellow point, in the frame at ${at[0].toFixed(2)}, ${at[1].toFixed(2)}: `
-      + "arrow keys move it";
+      + "arrow keys move it, with Shift further";
     this.handle.setAttribute("aria-label", says);
   }
 }
@@ -225,7 +243,7 @@ export class Chart extends View {
 
   /** @param {Point} at x in 0 … 1, y in `range` @returns {Point} */
   place([x, y]) {
-    const [low, high] = this.axes.range, [left, right, top, bottom] = [52, 12, 12, 40];
+    const [low, high] = this.axes.range, [left, right, top, bottom] = [52, 12, 16, 40];
     const share = (Math.min(high, Math.max(low, y)) - low) / (high - low);
     return [left + x * (this.width - left - right),
       this.height - bottom - share * (this.height - top - bottom)];
@@ -235,14 +253,14 @@ export class Chart extends View {
     super.begin();
     const { range, ticks, x, y, xlabel, at } = this.axes, [low] = range, c = this.context;
     for (const tick of ticks) {
-      this.line({ color: this.ink, points: [[0, tick], [1, tick]], width: 1, alpha: 0.18 });
+      this.line({ color: COLORS.ink, points: [[0, tick], [1, tick]], width: 1, alpha: 0.18 });
       this.text(y(tick), [0, tick], -6, 4, "right");
     }
-    this.line({ color: this.ink, points: [[0, low], [1, low]], width: 1 });
+    this.line({ color: COLORS.ink, points: [[0, low], [1, low]], width: 1 });
     this.text(x[0], [0, low], 0, 17);
     this.text(x[1], [1, low], 0, 17, "right");
     if (at) {
-      this.line({ color: this.ink, points: [[at[1], low], [at[1], range[1]]], width: 1, alpha: 0.4 });
+      this.line({ color: COLORS.ink, points: [[at[1], low], [at[1], range[1]]], width: 1, alpha: 0.4 });
       this.text(at[0], [at[1], low], 0, 17, "center");
     }
     this.text(xlabel, [0.5, low], 0, 33, "center");
