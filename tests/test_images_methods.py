@@ -266,10 +266,10 @@ def test_a_clamped_teacher_stays_among_pixels():
 
 
 def test_guidance_and_clamp_are_what_the_student_sees():
-    recipe = Recipe("try", method="boot", labels=True, guidance=2.0, clamp=True)
+    recipe = Recipe("try", method="boot", labels=True, guidance=2.0, clamp=True, clamp_limit=1.5)
     seen = wrap_teacher(recipe, teacher_of(recipe, 3))
     assert isinstance(seen, Clamped) and isinstance(seen.model, Guided)
-    assert seen.model.weight == 2.0
+    assert seen.model.weight == 2.0 and seen.limit == 1.5
     assert isinstance(wrap_teacher(Recipe("try"), teacher_of(recipe, 3)), EDMDenoiser)
 
 

@@ -71,7 +71,7 @@ from consistency_edu.pf_ode import (
     karras_sigmas,
     solve_pf_ode,
 )
-from ..sampling import linear_mix, sample_one_step, spherical_mix
+from ..sampling import Clamped, linear_mix, sample_one_step, spherical_mix
 from ..score import ExactDenoiser
 from ..training import fit, from_seed, train
 
@@ -320,7 +320,10 @@ def sample_digits(teacher: Callable, noise: Tensor, count: int, labels: Tensor |
 def boot_digits_student(
     teacher: EDMDenoiser, setting: dict, seed: int, kind: type = SignalModel
 ) -> nn.Module:
-    """Distil a class-conditional `teacher` of digits by BOOT into a `kind` of SignalModel."""
+    """Distil a class-conditional `teacher` of digits by BOOT into a `kind` of SignalModel.
+
+    If the `setting` has a "limit", the teacher's answers are clamped to it.
+    """
     torch.manual_seed(seed)
     network = MLP(64, width=256, num_classes=10)
     if setting["init"] == "copied":
@@ -329,7 +332,7 @@ def boot_digits_student(
     generator = torch.Generator().manual_seed(seed)
     objective = Boot(
         online,
-        teacher,
+        Clamped(teacher, setting["limit"]) if "limit" in setting else teacher,
         karras_sigmas(setting["points"], *DIGIT_SIGMAS),
         solver=SIGNAL_STEPS[setting["solver"]],
         boundary_weight=setting["beta"],
@@ -609,6 +612,8 @@ BOOT_SWEEPS: dict[str, Sweep] = {
          run_boot_guided_toy, [*_PLAN, {"dataset": "pinwheel", "w": "input", "negative": 0}]),
         ("boot_digits", "digits, one choice changed at a time; 18 runs of 80 s",
          run_boot_digits, [_PICTURED, *_changed(BOOT_DIGITS, **_DIGIT_CHOICES)[1:]]),
+        ("boot_clamp", "digits, Heun's step of a teacher whose answers are clamped; 3 runs of 90 s",
+         run_boot_digits, [{**BOOT_DIGITS, "solver": "heun", "limit": 1.0}]),
         ("boot_samplers",
          "digits, the teacher's own steps (0: other scans); 18 runs, 30 s for a new teacher",
          run_digits_sampler, [{"steps": n, "solver": s} for n, s in _WALKS]),

@@ -135,7 +135,7 @@ def wrap_teacher(recipe: Recipe, teacher: nn.Module) -> nn.Module:
     teacher = teacher.requires_grad_(False).eval()
     if recipe.guidance != 1:
         teacher = Guided(teacher, recipe.guidance)
-    return Clamped(teacher) if recipe.clamp else teacher
+    return Clamped(teacher, recipe.clamp_limit) if recipe.clamp else teacher
 
 
 def distance_of(recipe: Recipe) -> Callable:
@@ -349,7 +349,7 @@ CHOICES = {
     "solver": SOLVERS,
 }
 POSITIVE = ("batch", "steps", "lr", "log_std", "sigma_min", "sigma_max", "sigma_data", "enlarge")
-POSITIVE += ("last_round", "stages", "accumulate", "updates")
+POSITIVE += ("last_round", "stages", "accumulate", "updates", "clamp_limit")
 BELOW_1 = 1 - 1e-9
 LIMITS = {"batch": 10**6, "steps": 10**9, "minutes": 10**6, "lr": 100, "warmup": 10**9}
 LIMITS |= {
@@ -372,6 +372,7 @@ LIMITS |= {
     "q": 10**4,
     "denoising": BELOW_1,
     "updates": 100,
+    "clamp_limit": 1000,
 }
 LIMITS |= {"drop_labels": 1, "dropout": 0.99, "ema": BELOW_1, "decay": BELOW_1, "mu0": BELOW_1}
 

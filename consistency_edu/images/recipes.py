@@ -127,7 +127,9 @@ class Recipe:
     guidance: float = 1.0
     """the weight with which a teacher with labels is guided; 1: not"""
     clamp: bool = False
-    """keep the teacher's answers to a student between -1 and 1"""
+    """keep the teacher's answers to a student between minus and plus `clamp_limit`"""
+    clamp_limit: float = 1.0
+    """1 is the range of pixels; a little more leaves the teacher's answers as they are"""
     clamp_samples: bool = False
     """keep what the finished model answers between -1 and 1, after every jump; not in training"""
 
@@ -236,7 +238,8 @@ DIGITS_RECIPES = (
         data="digits", network="mlp", device="cpu",
         batch=256, steps=4500, lr=2e-3, rate="cosine", warmup=50, optimizer="adam", ema=0.999,
         sigma_min=2e-3, sigma_max=10.0, sigma_data=0.54, middle=0.6,
-        points=10, solver="heun", boundary=0.3, guidance=1.0, clamp=True, distance="pseudo_huber",
+        points=10, solver="heun", boundary=0.3, guidance=1.0, clamp=True, clamp_limit=1.5,
+        distance="pseudo_huber",
     ),
     Recipe(
         "digits-teacher-labels", method="teacher",
