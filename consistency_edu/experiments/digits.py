@@ -130,7 +130,7 @@ def draw_table(pictures: dict[str, Tensor]) -> viz.plt.Figure:
     for axis, (name, x) in zip(axes, pictures.items()):
         framed = pad(x, (1, 1, 1, 1), value=1.0)
         axis.imshow(image_grid(framed, len(x)).squeeze(-1), cmap="gray", vmin=0, vmax=1)
-        axis.set(xticks=[], yticks=[])
+        axis.set(xticks=[], yticks=[], anchor="E")  # the names have the left
         axis.spines[:].set_visible(False)
         role = "data" if "digits" in name else "teacher" if "teacher" in name else "student"
         axis.set_ylabel(name, rotation=0, ha="right", va="center", color=viz.COLORS[role])
