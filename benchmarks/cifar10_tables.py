@@ -37,14 +37,14 @@ METHODS = {  # of each method the run to tell of
     "scd-small": "sCD",
     "dmd-small-guided": "distribution matching",
 }
-CHOICES = (  # what was chosen, then words and run of this, and of another choice
+CHOICES = (  # what was chosen, then words ({}: its minutes) and run of this, and of another choice
     ("CD's distance and weight", "pseudo-Huber, 1/gap", "cd-small-huber", "HED, 1", "cd-small-vgg"),
-    ("minutes of CD", "13.7", "best-small", "2.5", "cd-small-huber"),
-    ("classes and guidance", "both, 6.8 minutes", "cd-small-guided", "none, 13.7", "best-small"),
+    ("minutes of CD", "{}", "best-small", "{}", "cd-small-huber"),
+    ("classes and guidance", "both, {} minutes", "cd-small-guided", "none, {}", "best-small"),
     ("guidance of the teacher", "2", "teacher-small-labels@2", "1", "teacher-small-labels@1"),
     ("size of what ships", "7.1 M", "cd-mini-guided", "19.0 M", "cd-small-guided"),
     ("precision of CD, 90 s", "bfloat16", "cd-small-90s", "float16", "cd-small-90s-float16"),
-    ("start of ECT", "a teacher, 8.0 minutes", "ect-small", "random, 12.0", "ect-random"),
+    ("start of ECT", "a teacher, {} minutes", "ect-small", "random, {}", "ect-random"),
 )
 
 
@@ -252,8 +252,13 @@ def distances(results: Results, name: str) -> str:
 
 def choices(results: Results) -> str:
     """Return the table of what was chosen, with the distances of this and of another choice."""
-    far = lambda run: distances(results, run)
-    rows = [[what, a, far(run), b, far(other)] for what, a, run, b, other in CHOICES]
+
+    def told(words: str, name: str) -> list[str]:
+        run = results.runs.get(name.partition("@")[0])
+        spent = f"{minutes_of(run):.1f}" if run else "–"
+        return [words.format(spent), distances(results, name)]
+
+    rows = [[what, *told(a, run), *told(b, other)] for what, a, run, b, other in CHOICES]
     return table("choice,taken,distance,instead,distance", rows)
 
 

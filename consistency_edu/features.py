@@ -254,7 +254,8 @@ class ClassifierFeatures(nn.Module):
     """A small classifier of images `[B, channels, size, size]`; called, it returns its maps.
 
     `size` is a power of two from 4.  Each layer after the first halves height and width and doubles
-    the channels, `width` at first; the last maps are 2 x 2.
+    the channels, `width` at first; the last maps are 2 x 2.  Never in 16 bits: what is compared may
+    differ by less than their rounding.
     """
 
     def __init__(self, channels: int = 1, size: int = 8, classes: int = 10, *, width: int = 16):
@@ -272,9 +273,10 @@ class ClassifierFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the feature maps of `x`, from fine to coarse."""
-        maps = [as_images(x, self.shape)]
-        for layer in self.layers:
-            maps.append(F.silu(layer(maps[-1])))
+        maps = [as_images(x, self.shape).float()]
+        with torch.autocast(x.device.type, enabled=False):
+            for layer in self.layers:
+                maps.append(F.silu(layer(maps[-1])))
         return maps[1:]
 
     def embed(self, x: Tensor) -> Tensor:

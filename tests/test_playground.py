@@ -344,6 +344,10 @@ def test_the_walk_counts_its_evaluations_and_plays(browser, site):
     behind.select_option("parting")
     page.wait_for_timeout(300)
     assert page.screenshot() != before
+    assert "Drag it across the red line" in page.locator(".play p").last.inner_text()
+    behind.select_option("dmd")
+    page.wait_for_timeout(300)
+    assert "red is no fault" in page.locator(".play p").last.inner_text()
     behind.select_option("ct")
     page.get_by_label("Data", exact=True).select_option("circles")
     wait_until_said(page, "No student")
@@ -413,6 +417,9 @@ def test_the_recorded_training_stays_whatever_the_set(browser, site):
     wait_until_said(page, "After 800 steps")
     assert drawn(chart) != before
     assert not panel.get_by_label("One bar for each pair").is_visible()  # nobody answers
+    assert not panel.get_by_text("CD's answers to them").is_visible()
+    signal = page.get_by_label("Playground: BOOT's guess of the signal")
+    assert not signal.locator(".play-key").get_by_text("BOOT").first.is_visible()
     panel.get_by_role("button", name="Back to moons").click()
     wait_until_said(page, "apart[.] After 800 steps")
     assert panel.get_by_label("One bar for each pair").is_visible() and not page.faults
@@ -678,7 +685,7 @@ def test_controls_of_images(browser, site):
     assert not page.get_by_label("Second seed").is_visible()
     kind = page.get_by_label("Class", exact=True)
     shows(lambda: page.get_by_label("Show", exact=True).select_option("samples"), 9)
-    assert kind.locator("option:disabled").count() == 0
+    assert kind.locator("option:disabled").count() == 0 and kind.input_value() == "3"
     shows(lambda: kind.select_option(""), 9)
     shows(lambda: page.get_by_label("Show", exact=True).select_option("between"), 7)
     assert page.get_by_label("Second seed").is_visible()
@@ -687,6 +694,11 @@ def test_controls_of_images(browser, site):
     assert ends == ["seed 2", *[""] * 5, "seed 2"]
     page.set_viewport_size({"width": 700, "height": 720})
     assert len({one.bounding_box()["y"] for one in images.all()}) == 1  # seven in a row
+    page.set_viewport_size({"width": 390, "height": 720})
+    assert len({one.bounding_box()["y"] for one in images.all()}) == 2  # four in a row
+    assert images.first.bounding_box()["width"] > 60
+    shows(lambda: page.get_by_label("Show", exact=True).select_option("samples"), 9)
+    assert kind.input_value() == ""  # in turn again
     for given, taken in (("-5", "0"), ("", "0"), ("7", "7")):
         page.get_by_label("Seed", exact=True).fill(given)
         page.get_by_label("Seed", exact=True).blur()

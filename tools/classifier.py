@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> float | None:
         network = ClassifierFeatures(channels, side, len(images.classes), width=args.width)
     options = {"with_labels": True, "flip": args.flip, "generator": generator}
     batches = image_batches(images.to(device), args.batch, **options)
-    network.to(device).fit(itertools.islice(tqdm(batches, total=args.steps), args.steps))
+    network.to(device).fit(tqdm(itertools.islice(batches, args.steps), total=args.steps))
     write_file(args.out, save({k: v.cpu().contiguous() for k, v in network.state_dict().items()}))
     print(args.out)
     try:
@@ -57,4 +57,7 @@ def main(arguments: list[str] | None = None) -> float | None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        raise SystemExit(f"classifier: {error}") from None

@@ -129,7 +129,7 @@ class Recipe:
     clamp: bool = False
     """keep the teacher's answers to a student between minus and plus `clamp_limit`"""
     clamp_limit: float = 1.0
-    """1 is the range of pixels; a little more leaves the teacher's answers as they are"""
+    """1: the range of pixels; a wider limit changes fewer of the teacher's answers"""
     clamp_samples: bool = False
     """keep what the finished model answers between -1 and 1, after every jump; not in training"""
 

@@ -233,8 +233,10 @@ function play(student, { says, controls, pictures }) {
     other.box.hidden = is !== "between";
     kind.box.hidden = is === "classes";
     const inTurn = kind.input.options[0]; // makes no sense for one image
-    inTurn.hidden = inTurn.disabled = is !== "samples" || grid.input.value === "1";
-    if (inTurn.disabled && inTurn.selected) kind.input.value = "0";
+    const [was, now] = [inTurn.disabled, is !== "samples" || grid.input.value === "1"];
+    inTurn.hidden = inTurn.disabled = now;
+    if (now && inTurn.selected) kind.input.value = "0";
+    else if (was && !now && kind.input.value === "0") kind.input.value = "";
     const todo = jobs(), across = is === "samples" ? Math.sqrt(todo.length) : Infinity;
     pictures.replaceChildren();
     let done = 0;

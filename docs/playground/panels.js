@@ -229,7 +229,7 @@ function scorePanel() {
     + "so x shrinks.",
     [[plane], [[...level.boxes, set.box], says, key([
       ["square", COLORS.data, "density of the noisy data"],
-      ["line", COLORS.teacher, "arrows: longer where sigma times the score is"],
+      ["line", COLORS.teacher, "arrow length: sigma times the score"],
       ["dash", COLORS.teacher, "from the point to the denoiser's answer"]])]]);
   return { element, says, views: [plane], draw(data) {
     const sigma = LEVELS[state.level], s = scale(sigma);
@@ -296,7 +296,7 @@ function pathPanel() {
     kind = value;
     update({});
   });
-  const full = make("span"), ramp = make("div", { className: "play-key" }, "0", make("i",
+  const about = make("p"), full = make("span"), ramp = make("div", { className: "play-key" }, "0", make("i",
     { className: "play-ramp", style: `--mark: ${COLORS.error}` }), full);
   const marks = key([...JUMPERS.map(([name, title, mark]) => [mark, COLORS[name], title]),
     ["line", COLORS.teacher, "the walk"], END, DATA]);
@@ -306,7 +306,7 @@ function pathPanel() {
     + "trained in three ways to jump to the path's end in one. DMD was asked only for points like the "
     + "data: its jumps end on the data, but nearly never at the path's end.",
     [[plane, [...level.boxes, set.box], says, marks],
-      [noises, ramp, [behind.box], "The same point, among all noises. Drag it across the red line."]]);
+      [noises, ramp, [behind.box], about]]);
   return { element, says, views: [plane, noises], draw(data) {
     const { line, noise, path, end } = walk(data), sigma = LEVELS[state.level];
     level.set();
@@ -334,6 +334,9 @@ function pathPanel() {
     const now = kind in data.students ? kind : "parting", most = now === "parting" ? 6 : 0.5;
     behind.input.value = now;
     const map = mapOf(data, now);
+    about.textContent = `The same point, among all noises. ${now === "dmd"
+      ? "DMD was not asked for the path's end: here red is no fault."
+      : "Drag it across the red line. Close to the line even the exact end lies off the data."}`;
     full.textContent = now === "parting" ? "6 times as far apart, or more"
       : `${most} from the exact end, or more`;
     noises.paint(Math.sqrt(data.ends.length), COLORS.error, (i) => ((map[i] || 0) / most) ** 0.7);
@@ -413,7 +416,7 @@ function neighboursPanel() {
     + "neighbours: the distance of the two answers.",
   { x: ["sigma 5, noise", "0.002, data"], y: String, range: [0, 0.1],
     ticks: [0, 0.05, 0.1], xlabel: "pairs of neighbouring levels" }, 0.5);
-  const chart = new Chart("Another student in training (down to 0.12)", "Curves of the "
+  const chart = new Chart("Error of another student, % of untrained (down to 0.12)", "Curves of the "
     + "error at each noise level, one for each hundred steps of a training; the current one is purple.",
   { x: ["sigma 5", "0.12"], y: (v) => `${100 * v} %`, range: [0, 1], ticks: [0, 0.5, 1],
     xlabel: "noise level, from noisy to clean", at: ["1", 0.4] }, 0.6);
@@ -424,13 +427,13 @@ function neighboursPanel() {
     step = value;
     update({});
   }, (k) => `${25 * k} of 800`);
-  const says = readout(), left = readout();
+  const says = readout(), left = readout(), marks = key([["dot", COLORS.teacher, "the two neighbours"],
+    ["dot", COLORS.cd, "CD's answers to them"], DATA]);
   const element = lay("Two neighbours, one answer",
     "Consistency distillation (CD) takes two neighbours on a path, one step of the teacher apart, and "
     + "trains the student to answer both alike. Here it is trained: the gap, the distance of the two "
     + "answers, is mostly small.",
-    [[plane, [pairs.box], says, key([["dot", COLORS.teacher, "the two neighbours"],
-      ["dot", COLORS.cd, "CD's answers to them"], DATA])],
+    [[plane, [pairs.box], says, marks],
     [bars, chart, [training.box], left, key([["line", COLORS.other, "this step"],
       ["line", COLORS.data, "after 0, 100 … 800 steps"]]),
     "Recorded, on a grid of 40 levels of the moons: the error that is left, as a share of the untrained "
@@ -449,7 +452,7 @@ function neighboursPanel() {
     scaleBar(plane);
     plane.put(state.at);
     says.value = "";
-    bars.box.hidden = !student;
+    bars.box.hidden = marks.children[1].hidden = !student;
     if (student) {
       const answers = path.map((x, i) => student(x, LEVELS[i]));
       const gaps = path.slice(1).map((_, i) => distance(answers[i], answers[i + 1]));
@@ -498,16 +501,17 @@ function signalPanel() {
   const clear = new View("The signals of these points", "300 signals, crowded in the middle at high noise "
     + "and spread along the data at low noise, with the signal of the yellow point.");
   const level = levelControls(true), set = setChoice(), noises = crowd(), says = readout();
+  const marks = key([["dot", COLORS.boot, "BOOT's guesses"], ["dash", COLORS.boot, "BOOT's guess of your "
+    + "point's signal"], ["dot", COLORS.teacher, "exact"], ["ring", COLORS.ink, "large: of your point"],
+    ["dot", COLORS.data, "300 noisy points x"],
+    ["line", COLORS.teacher, "your point's path; its signal from noise to data"]]);
   const element = lay("BOOT's guess of the signal",
     "The signal is what is left of x when sigma times its starting noise is taken away: zero for all at "
-    + "sigma 5, about the mean of all data at high noise, the data point at low noise. BOOT guesses it, at "
-    + "any level, from the starting noise alone. It is not exact: in the end some pink dots stay between "
-    + "the moons. Drag the yellow starting point, and play.",
+    + "the start (sigma 5), about the mean of all data just below, the data point at low noise. BOOT "
+    + "guesses it, at any level, from the starting noise alone. It is not exact: of the moons more pink "
+    + "dots than blue stay in between. Drag the yellow starting point, and play.",
     [[noisy, [...level.boxes, set.box]],
-      [clear, says, key([["dot", COLORS.boot, "BOOT's guesses"], ["dot", COLORS.teacher, "exact"],
-        ["ring", COLORS.ink, "large: of your point"], ["dot", COLORS.data, "300 noisy points x"],
-        ["line", COLORS.teacher, "your point's path; its signal from noise to data"],
-        ["dash", COLORS.boot, "BOOT's guess of that"]])]]);
+      [clear, says, marks]]);
   return { element, says, views: [noisy, clear], draw(data) {
     const { path, line, noise } = walk(data), sigma = LEVELS[state.level], student = data.students.boot;
     level.set();
@@ -534,6 +538,7 @@ function signalPanel() {
     clear.mark(exact[state.level], COLORS.teacher, 8);
     says.value = `At ${levelWords(state.level)} the exact signal is ${pair(exact[state.level])}.`;
     scaleBar(clear);
+    marks.children[0].hidden = marks.children[1].hidden = !student;
     if (!student) return lack(says);
     const learned = LEVELS.map((s) => student(noise, s));
     clear.line({ color: COLORS.boot, points: learned, width: 2.5, dash: [5, 4] });
