@@ -508,8 +508,8 @@ function signalPanel() {
   const element = lay("BOOT's guess of the signal",
     "The signal is what is left of x when sigma times its starting noise is taken away: zero for all at "
     + "the start (sigma 5), about the mean of all data just below, the data point at low noise. BOOT "
-    + "guesses it, at any level, from the starting noise alone. It is not exact: of the moons more pink "
-    + "dots than blue stay in between. Drag the yellow starting point, and play.",
+    + "guesses it, at any level, from the starting noise alone. It is not exact: compare pink with blue "
+    + "at low noise. Drag the yellow starting point, and play.",
     [[noisy, [...level.boxes, set.box]],
       [clear, says, marks]]);
   return { element, says, views: [noisy, clear], draw(data) {
