@@ -34,7 +34,9 @@ METHODS = {  # of each method the run to tell of
     "boot-small": "BOOT",
     "ct-small": "CT",
     "ect-small": "ECT",
-    "scd-small": "sCD",
+    "scd-small-5min": "sCD",
+    "sct-small-5min": "sCT",
+    "meanflow-small": "MeanFlow",
     "dmd-small-guided": "distribution matching",
 }
 CHOICES = (  # what was chosen, then words ({}: its minutes) and run of this, and of another choice
@@ -65,13 +67,15 @@ class Results:
         return self.runs.get(name, {}).get("scores", {}).get(str(steps), {}).get(key)
 
     def ratio(self, name: str, steps: int = 1) -> float | None:
-        """Return a distance over that of the run's teacher (of CT: of teacher-small), or None.
+        """Return a distance over that of the run's teacher, or None.
 
-        A guided student is compared with its teacher guided by the same weight.
+        A run without a teacher is compared with the one that it started from, or with
+        teacher-small; a guided student with its teacher guided by the same weight.
         """
         run, value = self.runs[name], self.score(name, steps)
         is_teacher = run["recipe"]["method"] == "teacher"
-        source, weight = run.get("teacher", "teacher-small"), run["recipe"].get("guidance", 1.0)
+        source = run.get("teacher", run.get("start", "teacher-small"))
+        weight = run["recipe"].get("guidance", 1.0)
         teacher = self.score(name if is_teacher else source)
         if weight != 1:
             guided = self.runs.get(source, {}).get("guidance", [])
@@ -169,9 +173,7 @@ def guidance(results: Results) -> str:
     """Return the table of teachers with classes, guided by different weights."""
     rows = []
     for name, run in results.runs.items():
-        plain = run["scores"].get("1") if run["guidance"] else None
-        curve = [{"weight": 1.0, **plain}] if plain else []
-        for row in [*curve, *run["guidance"]]:
+        for row in run["guidance"]:
             told = [f"{row['weight']:g}", f"{row['frechet']:.2f}"]
             rows.append([f"`{name}`", *told, *(x for i, x in enumerate(judged(row)) if i != 2)])
     return table("run,weight,Fréchet distance,precision,recall,samples", rows)
@@ -244,7 +246,7 @@ def methods(results: Results) -> str:
 def distances(results: Results, name: str) -> str:
     """Write the distances of a run in one step and two, or of a teacher `name`@`weight`."""
     name, _, weight = name.partition("@")
-    if weight in ("", "1"):
+    if not weight:
         return pair([results.score(name, steps) for steps in (1, 2)])
     guided = results.runs.get(name, {}).get("guidance", [])
     return pair([row["frechet"] for row in guided if row["weight"] == float(weight)])
@@ -260,6 +262,20 @@ def choices(results: Results) -> str:
 
     rows = [[what, *told(a, run), *told(b, other)] for what, a, run, b, other in CHOICES]
     return table("choice,taken,distance,instead,distance", rows)
+
+
+def five_minutes(results: Results) -> str:
+    """Return the table of students of one teacher after five minutes each, the best first."""
+    rows, teacher = [], "teacher-small-labels"
+    for name, run in results.runs.items():
+        is_known = teacher in (run.get("teacher"), run.get("start")) and run["scores"]
+        is_plain = run["recipe"].get("guidance", 1.0) == 1
+        if is_known and is_plain and round(minutes_of(run), 1) == 5:
+            score = run["scores"]["1"]
+            seen = [f"{run['steps']:,}", run["recipe"]["precision"], *judged(score)[:3]]
+            rows.append((score["frechet"], [f"`{name}`", distances(results, name), *seen]))
+    head = "run,distance,steps,precision of numbers,precision,recall,copied"
+    return table(head, [row for _, row in sorted(rows)])
 
 
 def slides(results: Results) -> str:
@@ -289,6 +305,8 @@ LABELS = {  # the words beside the end of a curve, where they are others or stan
     "cd-mini-guided": ("CD, guided, ships", (5, -7), "left"),
     "direct-small": ("direct distillation", (-4, -10), "right"),
     "dmd-small-guided": ("distribution matching", (-3, 5), "right"),
+    "scd-small-5min": ("sCD", (2, -10), "left"),
+    "sct-small-5min": ("sCT", (2, 5), "left"),
 }
 
 
@@ -364,6 +382,7 @@ def tables(results: Results) -> str:
     """Return the tables of all numbers, each under its title."""
     parts = {"Quality": quality, "Guided teachers": guidance, "Quality against NFE": against_nfe}
     parts |= {"Samples per second": speeds, "Costs": costs, "The same noises": same_noise}
+    parts |= {"Five minutes each": five_minutes}
     parts |= {"The slides' ratios beside ours": slides, "Tried, and not kept": tried}
     parts |= {"The card": card}
     return "\n\n".join(f"## {title}\n\n{make(results)}" for title, make in parts.items())

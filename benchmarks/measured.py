@@ -54,6 +54,12 @@ def changes_of(run: dict) -> dict:
     return changes | ({"pairs": given["pairs"]} if given["pairs"] != recipe.pairs else {})
 
 
+def is_of(run: dict) -> bool:
+    """Return whether `run` is one of its recipe: another method, or classes, makes it another."""
+    recipe, given = RECIPES[run["recipe"]["name"]], run["recipe"]
+    return all(given[name] == getattr(recipe, name) for name in ("method", "labels"))
+
+
 def rank(run: dict) -> tuple:
     """Return what makes a scored `run` the one to tell of: the recipe's settings, length, judge."""
     recipe, given = RECIPES[run["recipe"]["name"]], run["recipe"]
@@ -76,7 +82,7 @@ def measured_digits(stored: list[dict]) -> dict[str, dict]:
 
 def measured(results: tables.Results, folder: Path) -> str:
     """Return measured.json: of each recipe its longest scored run; of equal ones the fullest."""
-    scored = [(name, run) for name, run in results.runs.items() if run["scores"]]
+    scored = [(name, run) for name, run in results.runs.items() if run["scores"] and is_of(run)]
     best = {
         run["recipe"]["name"]: (name, run) for name, run in sorted(scored, key=lambda x: rank(x[1]))
     }

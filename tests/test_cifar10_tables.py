@@ -102,18 +102,45 @@ def test_a_runs_own_teacher_counts_and_is_paid_for(folder):
     assert tables.read_results(folder).ratio("cd-small") == pytest.approx(0.9)
 
 
+def test_a_run_without_a_teacher_is_compared_with_the_one_it_started_from(folder):
+    run = json.loads((folder / "cd-small" / "run.json").read_text())
+    write(folder / "cd-small" / "run.json", run | {"start": "cd-small-1"})
+    assert tables.read_results(folder).ratio("cd-small") == pytest.approx(0.9)
+    write(folder / "cd-small" / "run.json", run | {"start": "unknown"})
+    assert tables.read_results(folder).ratio("cd-small") is None
+    assert tables.read_results(folder).ratio("cd-small-1") == pytest.approx(30 / 9)
+
+
+def test_five_minutes_are_those_of_one_teacher_unguided_and_sorted(folder):
+    run = json.loads((folder / "cd-small" / "run.json").read_text()) | {"seconds": 301.0}
+    others = {"cd-small": {"start": "teacher-small-labels"}}
+    others["cd-small-1"] = {"teacher": "teacher-small-labels", "steps": 4000}
+    others["guided"] = {"teacher": "teacher-small-labels"}
+    others["guided"]["recipe"] = run["recipe"] | {"guidance": 2.0}
+    others["long"] = {"teacher": "teacher-small-labels", "seconds": 400.0}
+    others["another"] = {"teacher": "teacher-small"}
+    for name, changes in others.items():
+        write(folder / name / "run.json", run | changes)
+    shutil.copytree(folder / "cd-small", folder / "none")
+    (folder / "none" / "scores.json").unlink()
+    rows = tables.five_minutes(tables.read_results(folder)).split("\n")[2:]
+    assert rows[0].startswith("| `cd-small` | 27.00, 18.00 | 2,000 | ") and len(rows) == 2
+    assert rows[1].startswith("| `cd-small-1` | 30.00, 20.00 | 4,000 | ")
+
+
 def test_a_guided_student_is_compared_with_its_teacher_guided_alike(folder):
     run = json.loads((folder / "cd-small" / "run.json").read_text())
     guided = run | {"teacher": "teacher-small", "recipe": run["recipe"] | {"guidance": 2.0}}
     write(folder / "cd-small" / "run.json", guided)
     assert tables.read_results(folder).ratio("cd-small") is None  # not that of the plain teacher
     rest = {"precision": 0.8, "recall": 0.3, "card": {"samples": 100}}
-    curve = [{"weight": weight, "frechet": x, **rest} for weight, x in ((2.0, 6.0), (3.0, 12.0))]
+    curve = [{"weight": w, "frechet": x, **rest} for w, x in ((1.0, 9.5), (2.0, 6.0), (3.0, 12.0))]
     write(folder / "teacher-small" / "guidance.json", curve)
     results = tables.read_results(folder)
     assert results.ratio("cd-small") == 27 / 6 and results.ratio("teacher-small") == 1
     text = tables.tables(results)
-    assert "| `teacher-small` | 1 | 9.00 | 0.700 | 0.400 | 500 |" in text
+    assert "| `teacher-small` | 1 | 9.50 | 0.800 | 0.300 | 100 |" in text  # as many as the others
+    assert tables.distances(results, "teacher-small@1") == "9.50"
     assert "| `teacher-small` | 3 | 12.00 | 0.800 | 0.300 | 100 |" in text
 
 
@@ -137,6 +164,9 @@ def test_measured_takes_the_longest_scored_run_and_medians_of_digits(folder):
     run = json.loads((folder / "cd-small-1" / "run.json").read_text())
     write(folder / "cd-small-1" / "run.json", run | {"seconds": 500.0})
     assert tell()["cifar10-cd-small"]["run"] == "results/cifar10/cd-small-1"
+    for other in ({"method": "ct"}, {"labels": True}):  # a run of another recipe
+        write(folder / "cd-small-1" / "run.json", run | {"recipe": run["recipe"] | other})
+        assert tell()["cifar10-cd-small"]["run"] == "results/cifar10/cd-small"
     other = {**run["recipe"], "lr": 1e-5}  # longer, and not what the recipe says
     write(folder / "cd-small-1" / "run.json", run | {"seconds": 500.0, "recipe": other})
     assert tell()["cifar10-cd-small"]["run"] == "results/cifar10/cd-small"
@@ -163,7 +193,7 @@ def test_the_ratios_beside_the_slides_are_those_of_the_runs():
     results = tables.read_results()
     text = (ROOT / "results/cifar10/README.md").read_text(encoding="utf-8")
     rows = re.findall(r"\| `([\w-]+)` \| [\d., ]+ \| ([\d., ]+) \| ([\d., ]+|–) \|", text)
-    assert len(rows) == 10  # sCD's teacher was not scored
+    assert len(rows) == 13
     for name, said, _ in rows:
         steps = 1 + np.arange(1 + said.count(","))
         assert ", ".join(f"{results.ratio(name, int(k)):.2f}" for k in steps) == said, name
