@@ -1,10 +1,13 @@
 """The benchmark of digits and the rows of its table."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from consistency_edu.data import InputError, draw_normal
+from consistency_edu.experiments import digits
 from consistency_edu.experiments.benchmarks import DigitsBenchmark
 from consistency_edu.experiments.digits import (
     PROBES,
@@ -16,6 +19,7 @@ from consistency_edu.experiments.digits import (
 )
 from consistency_edu.image_sets import load_images, to_floats
 from consistency_edu.images.recipes import DIGITS_RECIPES, RECIPES
+from consistency_edu.images.trainer import train_recipe
 from consistency_edu.trigflow import trig_model
 
 
@@ -112,3 +116,33 @@ def test_tangents_of_a_silent_network_are_known():
         t = torch.tensor(level / 0.5).atan()
         lengths = 2 * t.cos() ** 2 * t.sin() * (x + level * noise).flatten(1).norm(dim=1)
         assert length == pytest.approx(float(lengths.median()), rel=0.006)
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [("cd", {"teacher"}), ("ect", {"start"}), ("ict", set()), ("boot", {"teacher"})],
+)
+def test_a_hasty_run_is_given_what_its_method_needs(method, given, bench, tmp_path, monkeypatch):
+    asked, known = {}, tmp_path / "teacher"
+
+    def spy(recipe, folder, **options):
+        asked.update(options, recipe=recipe)
+        return train_recipe(recipe, folder, **options)
+
+    train_recipe(dataclasses.replace(RECIPES["digits-teacher"], steps=2), known)
+    monkeypatch.setattr(digits, "train_digits", lambda recipe, config: known)
+    monkeypatch.setattr(digits, "digits_benchmark", lambda seed: bench)
+    monkeypatch.setattr(digits, "train_recipe", spy)
+    setting = {"method": method, "steps": 2, "batch": 8, "optimizer": "adam_without_momentum"}
+    found = digits.run_hasty(setting, 3)
+    assert found.keys() == {"frechet"} and found["frechet"] > 1
+    assert asked.keys() - {"recipe", "seed"} == given and asked["seed"] == 3
+    assert all(getattr(asked["recipe"], key) == value for key, value in setting.items())
+
+
+def test_the_sweep_of_momentum_has_every_method_twice():
+    settings = digits.DIGITS_SWEEPS["digits_momentum"].settings
+    pairs = [{k: v for k, v in s.items() if k != "optimizer"} for s in settings]
+    assert pairs[::2] == pairs[1::2] and len(settings) == 16
+    assert {s["optimizer"] for s in settings[::2]} == {"adam"}
+    assert {s["lr"] for s in settings} == {1e-3}
