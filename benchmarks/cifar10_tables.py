@@ -34,9 +34,9 @@ METHODS = {  # of each method the run to tell of
     "boot-small": "BOOT",
     "ct-small": "CT",
     "ect-small": "ECT",
-    "scd-small-5min": "sCD",
-    "sct-small-5min": "sCT",
-    "meanflow-small": "MeanFlow",
+    "scd-small-5min": "sCD, with classes",
+    "sct-small-5min": "sCT, with classes",
+    "meanflow-small": "MeanFlow, with classes",
     "dmd-small-guided": "distribution matching",
 }
 CHOICES = (  # what was chosen, then words ({}: its minutes) and run of this, and of another choice
@@ -66,21 +66,36 @@ class Results:
         """Return the score `key` of the run `name` with `steps` steps, or None."""
         return self.runs.get(name, {}).get("scores", {}).get(str(steps), {}).get(key)
 
-    def ratio(self, name: str, steps: int = 1) -> float | None:
-        """Return a distance over that of the run's teacher, or None.
+    def compared(self, name: str) -> dict:
+        """Return the scores of the teacher that the run `name` is compared with; empty if none.
 
-        A run without a teacher is compared with the one that it started from, or with
-        teacher-small; a guided student with its teacher guided by the same weight.
+        Its own, or the one that it started from, or of its kind (with classes or without); a guided
+        student's is guided by the same weight.
         """
-        run, value = self.runs[name], self.score(name, steps)
-        is_teacher = run["recipe"]["method"] == "teacher"
-        source = run.get("teacher", run.get("start", "teacher-small"))
-        weight = run["recipe"].get("guidance", 1.0)
-        teacher = self.score(name if is_teacher else source)
-        if weight != 1:
-            guided = self.runs.get(source, {}).get("guidance", [])
-            teacher = next((row["frechet"] for row in guided if row["weight"] == weight), None)
+        run = self.runs[name]
+        recipe = run["recipe"]
+        plain = "teacher-small-labels" if recipe.get("labels") else "teacher-small"
+        source = run.get("teacher", run.get("start", plain))
+        if recipe["method"] == "teacher":
+            source = name
+        other = self.runs.get(source, {})
+        weight = recipe.get("guidance", 1.0)
+        if weight == 1:
+            return other.get("scores", {}).get("1", {})
+        return next((row for row in other.get("guidance", []) if row["weight"] == weight), {})
+
+    def ratio(self, name: str, steps: int = 1) -> float | None:
+        """Return a distance over that of the teacher that the run is compared with, or None."""
+        value, teacher = self.score(name, steps), self.compared(name).get("frechet")
         return value / teacher if value and teacher else None
+
+    def told_ratio(self, name: str, steps: int = 1) -> str:
+        """Write the ratio; after "≥" if fewer samples made the distance of the teacher too large."""
+        samples = lambda row: row.get("card", {}).get("samples", 0)
+        mine = self.runs[name]["scores"].get(str(steps), {})
+        few = samples(self.compared(name)) < samples(mine)
+        value = self.ratio(name, steps)
+        return "–" if value is None else f"{'≥ ' * few}{value:.2f}"
 
     def on_curve(self, name: str, sampler: str, nfe: int) -> dict:
         """Return the row of `name` in curves.json with `sampler` and `nfe`; empty if none."""
@@ -153,7 +168,7 @@ def quality(results: Results) -> str:
         told = [str(run["seed"]), f"{run['seconds']:.0f}", f"{seen:.2f}"]
         for steps, row in run["scores"].items():
             cells = [f"`{name}`", str(nfe_of(run, int(steps))), f"**{row['frechet']:.2f}**"]
-            rows.append([*cells, number(results.ratio(name, int(steps))), *judged(row), *told])
+            rows.append([*cells, results.told_ratio(name, int(steps)), *judged(row), *told])
     head = "run,NFE,Fréchet distance,x teacher,precision,recall,copied,samples,seed,training s,images M"
     return table(head, rows)
 
@@ -237,7 +252,8 @@ def methods(results: Results) -> str:
             continue
         spent, fids = results.spent(name)[1], published.get(title, [])
         cells = [pair([results.score(name, k) for k in (1, 2)])]
-        cells += [pair([results.ratio(name, k) for k in (1, 2)])]
+        told = [results.told_ratio(name, k) for k in (1, 2) if results.score(name, k)]
+        cells += [", ".join(told)]
         cells += [pair([fid / published["EDM"] for fid in fids])]
         rows.append([title, f"`{name}`", *cells, f"{spent[-1]:.1f}", f"{sum(spent):.1f}"])
     return table("method,run,distance,x teacher,slides,minutes,in all", rows)
@@ -307,6 +323,7 @@ LABELS = {  # the words beside the end of a curve, where they are others or stan
     "dmd-small-guided": ("distribution matching", (-3, 5), "right"),
     "scd-small-5min": ("sCD", (2, -10), "left"),
     "sct-small-5min": ("sCT", (2, 5), "left"),
+    "meanflow-small": ("MeanFlow", *RIGHT),
 }
 
 
