@@ -39,12 +39,12 @@ METHODS = {  # of each method the run to tell of
     "meanflow-small": "MeanFlow, with classes",
     "dmd-small-guided": "distribution matching",
 }
-CHOICES = (  # what was chosen, then words ({}: its minutes) and run of this, and of another choice
+# What was chosen, then words ({}: its minutes) and run of this, and of another choice; two runs that
+# both have a row above need none here.
+CHOICES = (
     ("CD's distance and weight", "pseudo-Huber, 1/gap", "cd-small-huber", "HED, 1", "cd-small-vgg"),
     ("minutes of CD", "{}", "best-small", "{}", "cd-small-huber"),
-    ("classes and guidance", "both, {} minutes", "cd-small-guided", "none, {}", "best-small"),
     ("guidance of the teacher", "2", "teacher-small-labels@2", "1", "teacher-small-labels@1"),
-    ("size of what ships", "7.1 M", "cd-mini-guided", "19.0 M", "cd-small-guided"),
     ("precision of CD, 90 s", "bfloat16", "cd-small-90s", "float16", "cd-small-90s-float16"),
     ("start of ECT", "a teacher, {} minutes", "ect-small", "random, {}", "ect-random"),
 )
@@ -72,17 +72,20 @@ class Results:
         Its own, or the one that it started from, or of its kind (with classes or without); a guided
         student's is guided by the same weight.
         """
-        run = self.runs[name]
-        recipe = run["recipe"]
+        run, recipe = self.runs[name], self.runs[name]["recipe"]
         plain = "teacher-small-labels" if recipe.get("labels") else "teacher-small"
         source = run.get("teacher", run.get("start", plain))
         if recipe["method"] == "teacher":
             source = name
-        other = self.runs.get(source, {})
         weight = recipe.get("guidance", 1.0)
-        if weight == 1:
-            return other.get("scores", {}).get("1", {})
-        return next((row for row in other.get("guidance", []) if row["weight"] == weight), {})
+        if weight != 1:
+            return self.guided(source, weight)
+        return self.runs.get(source, {}).get("scores", {}).get("1", {})
+
+    def guided(self, name: str, weight: float) -> dict:
+        """Return the scores of the teacher `name` guided with `weight`; empty if none."""
+        rows = self.runs.get(name, {}).get("guidance", [])
+        return next((row for row in rows if row["weight"] == weight), {})
 
     def ratio(self, name: str, steps: int = 1) -> float | None:
         """Return a distance over that of the teacher that the run is compared with, or None."""
@@ -252,8 +255,7 @@ def methods(results: Results) -> str:
             continue
         spent, fids = results.spent(name)[1], published.get(title, [])
         cells = [pair([results.score(name, k) for k in (1, 2)])]
-        told = [results.told_ratio(name, k) for k in (1, 2) if results.score(name, k)]
-        cells += [", ".join(told)]
+        cells += [", ".join(results.told_ratio(name, int(k)) for k in results.runs[name]["scores"])]
         cells += [pair([fid / published["EDM"] for fid in fids])]
         rows.append([title, f"`{name}`", *cells, f"{spent[-1]:.1f}", f"{sum(spent):.1f}"])
     return table("method,run,distance,x teacher,slides,minutes,in all", rows)
@@ -264,8 +266,7 @@ def distances(results: Results, name: str) -> str:
     name, _, weight = name.partition("@")
     if not weight:
         return pair([results.score(name, steps) for steps in (1, 2)])
-    guided = results.runs.get(name, {}).get("guidance", [])
-    return pair([row["frechet"] for row in guided if row["weight"] == float(weight)])
+    return pair([results.guided(name, float(weight)).get("frechet")])
 
 
 def choices(results: Results) -> str:

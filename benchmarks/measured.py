@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "consistency_edu" / "images" / "measured.json"
 DIGITS = {"device": "a CPU", "gigabytes": None, "run": "results/digits_seed?.json"}
 DIGITS |= {"data": "held-out digits", "features": "20 principal components of the training scans"}
+KIND = ("method", "labels")  # with others it is a run of another recipe
 LEARNS = ("lr", "stages", "q", "denoising")
 STEPS = {"EDM step": "teacher", "CD step, Heun": "cd", "consistency step": "ct"}
 
@@ -54,16 +55,15 @@ def changes_of(run: dict) -> dict:
     return changes | ({"pairs": given["pairs"]} if given["pairs"] != recipe.pairs else {})
 
 
-def is_of(run: dict) -> bool:
-    """Return whether `run` is one of its recipe: another method, or classes, makes it another."""
+def keeps(run: dict, fields: tuple[str, ...]) -> bool:
+    """Return whether `run` has these fields as its recipe has them."""
     recipe, given = RECIPES[run["recipe"]["name"]], run["recipe"]
-    return all(given[name] == getattr(recipe, name) for name in ("method", "labels"))
+    return all(given.get(name, getattr(recipe, name)) == getattr(recipe, name) for name in fields)
 
 
 def rank(run: dict) -> tuple:
     """Return what makes a scored `run` the one to tell of: the recipe's settings, length, judge."""
-    recipe, given = RECIPES[run["recipe"]["name"]], run["recipe"]
-    is_own = all(given.get(name, getattr(recipe, name)) == getattr(recipe, name) for name in LEARNS)
+    is_own = keeps(run, LEARNS)
     samples = max(row.get("card", {}).get("samples", 0) for row in run["scores"].values())
     return is_own, round(tables.minutes_of(run), 1), samples, len(run["scores"]), -run["seed"]
 
@@ -82,7 +82,9 @@ def measured_digits(stored: list[dict]) -> dict[str, dict]:
 
 def measured(results: tables.Results, folder: Path) -> str:
     """Return measured.json: of each recipe its longest scored run; of equal ones the fullest."""
-    scored = [(name, run) for name, run in results.runs.items() if run["scores"] and is_of(run)]
+    scored = [
+        (name, run) for name, run in results.runs.items() if run["scores"] and keeps(run, KIND)
+    ]
     best = {
         run["recipe"]["name"]: (name, run) for name, run in sorted(scored, key=lambda x: rank(x[1]))
     }

@@ -122,7 +122,9 @@ def test_tangents_of_a_silent_network_are_known():
     ("method", "given"),
     [("cd", {"teacher"}), ("ect", {"start"}), ("ict", set()), ("boot", {"teacher"})],
 )
-def test_a_hasty_run_is_given_what_its_method_needs(method, given, bench, tmp_path, monkeypatch):
+def test_a_run_of_a_sweep_is_given_what_its_method_needs(
+    method, given, bench, tmp_path, monkeypatch
+):
     asked, known = {}, tmp_path / "teacher"
 
     def spy(recipe, folder, **options):
@@ -134,7 +136,7 @@ def test_a_hasty_run_is_given_what_its_method_needs(method, given, bench, tmp_pa
     monkeypatch.setattr(digits, "digits_benchmark", lambda seed: bench)
     monkeypatch.setattr(digits, "train_recipe", spy)
     setting = {"method": method, "steps": 2, "batch": 8, "optimizer": "adam_without_momentum"}
-    found = digits.run_hasty(setting, 3)
+    found = digits.run_setting(setting, 3)
     assert found.keys() == {"frechet"} and found["frechet"] > 1
     assert asked.keys() - {"recipe", "seed"} == given and asked["seed"] == 3
     assert all(getattr(asked["recipe"], key) == value for key, value in setting.items())

@@ -46,15 +46,8 @@ import {{ start }} from "./playground/playground.js"; await start();</script></h
 def labelled(tmp_path_factory):
     """The folder of a student of digits by class, hardly trained."""
     folder = tmp_path_factory.mktemp("labelled") / "digits-by-class"
-    options = (
-        "--labels",
-        "--steps=30",
-        "--batch=16",
-        "--points=4",
-        "--lr=6e-3",
-        "--optimizer=adam",
-    )
-    options += ("--out", folder)
+    options = ("--steps=30", "--batch=16", "--points=4", "--lr=6e-3", "--optimizer=adam")
+    options += ("--labels", "--out", folder)
     status, said = command("train", "digits-ct", *options)
     assert status == 0, said
     return folder
