@@ -21,32 +21,31 @@ from consistency_edu.images.recipes import Recipe
 from consistency_edu.images.runs import load_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
-PICTURES = ("minutes.png", "quality.png", "classes_1.jpg", "classes_2.jpg")
+PICTURES = ("minutes.png", "quality.png", "classes_1.jpg", "classes_2.jpg", "five_minutes.jpg")
 PART = re.compile(r"(<!-- (\w+) by cifar10_tables.py -->\n\n).*?<!-- end -->", re.DOTALL)
 FILES = ("floor", "curves", "speeds", "structure", "texture", "coverage", "slides", "tried")
 METHODS = {  # of each method the run to tell of
-    "teacher-small": "EDM teacher, 35 NFE",
-    "direct-small": "direct distillation",
-    "best-small": "CD",
+    "teacher-small-labels": "teacher, 35 NFE",
+    "direct-small-labels": "direct distillation",
+    "cd-small-5min": "CD",
+    "pd-small-5min": "PD",
+    "boot-small-5min": "BOOT",
+    "ect-small-5min": "ECT",
+    "scd-small-5min": "sCD",
+    "sct-small-5min": "sCT",
+    "ct-small-5min": "CT",
+    "ict-small-5min": "iCT",
+    "meanflow-small": "MeanFlow",
     "cd-small-guided": "CD, guided",
     "cd-mini-guided": "CD, guided: **ships**",
-    "pd-small-1": "PD",
-    "boot-small": "BOOT",
-    "ct-small": "CT",
-    "ect-small": "ECT",
-    "scd-small-5min": "sCD, with classes",
-    "sct-small-5min": "sCT, with classes",
-    "meanflow-small": "MeanFlow, with classes",
     "dmd-small-guided": "distribution matching",
 }
-# What was chosen, then words ({}: its minutes) and run of this, and of another choice; two runs that
-# both have a row above need none here.
+# What was chosen, then words and run of this, and of another choice.
 CHOICES = (
     ("CD's distance and weight", "pseudo-Huber, 1/gap", "cd-small-huber", "HED, 1", "cd-small-vgg"),
-    ("minutes of CD", "{}", "best-small", "{}", "cd-small-huber"),
     ("guidance of the teacher", "2", "teacher-small-labels@2", "1", "teacher-small-labels@1"),
     ("precision of CD, 90 s", "bfloat16", "cd-small-90s", "float16", "cd-small-90s-float16"),
-    ("start of ECT", "a teacher, {} minutes", "ect-small", "random, {}", "ect-random"),
+    ("ECT's momentum", "0.9", "ect-small-5min", "0, wider levels", "ect-small-5min-wide"),
 )
 
 
@@ -257,8 +256,9 @@ def methods(results: Results) -> str:
         cells = [pair([results.score(name, k) for k in (1, 2)])]
         cells += [", ".join(results.told_ratio(name, int(k)) for k in results.runs[name]["scores"])]
         cells += [pair([fid / published["EDM"] for fid in fids])]
-        rows.append([title, f"`{name}`", *cells, f"{spent[-1]:.1f}", f"{sum(spent):.1f}"])
-    return table("method,run,distance,x teacher,slides,minutes,in all", rows)
+        cells += [number(results.score(name, key="copied"), ".3f")]
+        rows.append([title, *cells, f"{spent[-1]:.1f}", f"{sum(spent):.1f}"])
+    return table("method,distance,x teacher,slides,copied,minutes,in all", rows)
 
 
 def distances(results: Results, name: str) -> str:
@@ -271,27 +271,25 @@ def distances(results: Results, name: str) -> str:
 
 def choices(results: Results) -> str:
     """Return the table of what was chosen, with the distances of this and of another choice."""
-
-    def told(words: str, name: str) -> list[str]:
-        run = results.runs.get(name.partition("@")[0])
-        spent = f"{minutes_of(run):.1f}" if run else "–"
-        return [words.format(spent), distances(results, name)]
-
-    rows = [[what, *told(a, run), *told(b, other)] for what, a, run, b, other in CHOICES]
+    rows = [
+        [what, a, distances(results, run), b, distances(results, other)]
+        for what, a, run, b, other in CHOICES
+    ]
     return table("choice,taken,distance,instead,distance", rows)
 
 
 def five_minutes(results: Results) -> str:
-    """Return the table of students of one teacher after five minutes each, the best first."""
-    rows, teacher = [], "teacher-small-labels"
+    """Return the table of unguided students with classes after about five minutes, best first."""
+    rows = []
     for name, run in results.runs.items():
-        is_known = teacher in (run.get("teacher"), run.get("start")) and run["scores"]
-        is_plain = run["recipe"].get("guidance", 1.0) == 1
-        if is_known and is_plain and round(minutes_of(run), 1) == 5:
+        recipe, spent = run["recipe"], minutes_of(run)
+        is_plain = recipe["method"] != "teacher" and recipe.get("guidance", 1.0) == 1
+        if is_plain and recipe.get("labels") and run["scores"] and 4.9 < spent < 6.1:
             score = run["scores"]["1"]
-            seen = [f"{run['steps']:,}", run["recipe"]["precision"], *judged(score)[:3]]
-            rows.append((score["frechet"], [f"`{name}`", distances(results, name), *seen]))
-    head = "run,distance,steps,precision of numbers,precision,recall,copied"
+            seen = [f"{spent:.1f}", f"{run['steps']:,}", recipe["precision"], *judged(score)[:3]]
+            told = [f"`{name}`", METHODS.get(name, "–"), distances(results, name)]
+            rows.append((score["frechet"], [*told, *seen]))
+    head = "run,method,distance,minutes,steps,precision of numbers,precision,recall,copied"
     return table(head, [row for _, row in sorted(rows)])
 
 
@@ -318,13 +316,14 @@ def tried(results: Results) -> str:
 
 RIGHT = (5, -2), "left"
 LABELS = {  # the words beside the end of a curve, where they are others or stand elsewhere
-    "cd-small-guided": ("CD, guided", (0, -11), "center"),
-    "cd-mini-guided": ("CD, guided, ships", (5, -7), "left"),
-    "direct-small": ("direct distillation", (-4, -10), "right"),
-    "dmd-small-guided": ("distribution matching", (-3, 5), "right"),
-    "scd-small-5min": ("sCD", (2, -10), "left"),
-    "sct-small-5min": ("sCT", (2, 5), "left"),
-    "meanflow-small": ("MeanFlow", *RIGHT),
+    "cd-small-guided": ("CD, guided", (5, -4), "left"),
+    "direct-small-labels": ("direct distillation", (-4, -9), "right"),
+    "dmd-small-guided": ("distribution matching", (-5, 0), "right"),
+    "boot-small-5min": ("BOOT", (-5, -3), "right"),
+    "ect-small-5min": ("ECT", (5, -5), "left"),
+    "scd-small-5min": ("sCD", (-5, 1), "right"),
+    "sct-small-5min": ("sCT", (5, 1), "left"),
+    "best-small": ("CD, no classes", (3, 6), "center"),
 }
 
 
@@ -344,20 +343,21 @@ def draw_curves(curves: list[tuple], ticks: tuple, **settings):
 
 
 def draw_minutes(results: Results):
-    """Return the figure of one-step distances against the minutes of each method's student."""
+    """Return the figure of one-step distances against minutes, of each `small` student."""
     level = results.on_curve("teacher-small", "heun", 35)["frechet"]
     blue, words = viz.COLORS["teacher"], "teacher, 35 evaluations"
-    curves = [((20, 0.35), (level, level), "-", blue, words, (6, 4), "left")]
-    for name, title in list(METHODS.items())[1:]:
+    curves = [((20, 0.9), (level, level), "-", blue, words, (6, 4), "left")]
+    for name, title in {**METHODS, "best-small": "CD, no classes"}.items():
         run = results.runs[name]
+        if run["recipe"]["method"] == "teacher" or run["recipe"]["network"] != "small":
+            continue
         x = [row["seconds"] / 60 for row in run["learning"]] or [minutes_of(run)]
         y = [row["frechet"] for row in run["learning"]] or [results.score(name)]
         color = viz.COLORS["student"] if title.startswith("CD") else "0.45"
-        look = "o:" if "mini" in name else "o-"
-        curves.append((x, y, look, color, *LABELS.get(name, (title, *RIGHT))))
+        curves.append((x, y, "o-", color, *LABELS.get(name, (title, *RIGHT))))
     title, x = "Fréchet distance in one step", "minutes of a student's training"
     return draw_curves(
-        curves, (0.5, 1, 2, 4, 8, 14), xlim=(0.35, 20), ylim=(8, 400), title=title, xlabel=x
+        curves, (1, 2, 5, 10, 14), xlim=(0.9, 20), ylim=(8, 400), title=title, xlabel=x
     )
 
 
@@ -374,9 +374,11 @@ def draw_evaluations(results: Results):
         rows = [row for row in results.files["curves"][name] if row["sampler"] == sampler]
         rows = sorted(rows, key=lambda row: row["nfe"], reverse=sampler != "consistency")
         curves.append(([row["nfe"] for row in rows], [row["frechet"] for row in rows], *look))
-    for name, marker in zip(("direct-small", "pd-small-1", "boot-small", "ct-small"), "^PvD"):
+    for name, marker in zip(
+        ("direct-small-labels", "pd-small-5min", "boot-small-5min", "ct-small-5min"), "^PvD"
+    ):
         y = [row["frechet"] for row in results.runs[name]["scores"].values()]
-        place = ((6, -11), "left") if name == "direct-small" else RIGHT
+        place = ((6, -11), "left") if name == "direct-small-labels" else RIGHT
         curves.append((range(1, 1 + len(y)), y, marker + ":", "0.45", METHODS[name], *place))
     title, x = "Fréchet distance", "network evaluations (NFE)"
     return draw_curves(curves, (1, 2, 4, 10, 20, 50), ylim=(1.7, 700), title=title, xlabel=x)
@@ -393,6 +395,20 @@ def draw_classes(seed: int = 0) -> list:
         for axis, image, name in zip(axes, images[half], run.info["class_names"][half]):
             viz.show_images(axis, image[None], name, 1)
         drawn.append(whole)
+    return drawn
+
+
+def draw_noises(folder: Path):
+    """Return the figure of eight noises in one step of nine methods, a row of pixels for each."""
+    rows = [title for name, title in METHODS.items() if "direct" in name or "5min" in name]
+    pixels = viz.plt.imread(folder / "five_minutes.jpg")
+    drawn, axis = viz.plt.subplots(figsize=(4.8, 3.9), layout="constrained")
+    axis.imshow(pixels)
+    height = len(pixels) / len(rows)
+    axis.set_yticks([height * (k + 0.5) for k in range(len(rows))], rows)
+    axis.tick_params(length=0)
+    axis.set_xticks([])
+    axis.spines[:].set_visible(False)
     return drawn
 
 
@@ -428,7 +444,12 @@ def main() -> int:
         if args.write:
             path.write_text(new, encoding="utf-8")
     if args.write:
-        drawn = [draw_minutes(results), draw_evaluations(results), *draw_classes()]
+        drawn = [
+            draw_minutes(results),
+            draw_evaluations(results),
+            *draw_classes(),
+            draw_noises(args.results),
+        ]
         viz.plt.rcParams["savefig.dpi"] = 192
         for figure, name in zip(drawn, PICTURES):
             viz.save_figure(figure, ROOT / "images" / f"cifar10_{name}")

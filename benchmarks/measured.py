@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "consistency_edu" / "images" / "measured.json"
 DIGITS = {"device": "a CPU", "gigabytes": None, "run": "results/digits_seed?.json"}
 DIGITS |= {"data": "held-out digits", "features": "20 principal components of the training scans"}
-KIND = ("method", "labels")  # with others it is a run of another recipe
-LEARNS = ("lr", "stages", "q", "denoising")
+LEARNS = ("lr", "stages", "q", "denoising", "optimizer", "log_mean", "log_std")
+SETTINGS = (*LEARNS, "labels", "pairs", "tangent_warmup", "clamp_limit", "points")
 STEPS = {"EDM step": "teacher", "CD step, Heun": "cd", "consistency step": "ct"}
 
 
@@ -46,13 +46,20 @@ def measured_run(folder: Path, run: dict) -> dict:
     return found | {"seeds": [run["seed"]], "run": f"results/cifar10/{folder.name}"}
 
 
-def changes_of(run: dict) -> dict:
-    """Return what `run` was given besides its recipe's name: other runs to start from, pairs."""
+def changes_of(run: dict) -> str:
+    """Return, as options of the command, what `run` was given besides its recipe's name."""
     recipe, given = RECIPES[run["recipe"]["name"]], run["recipe"]
     own = recipe.source.removeprefix("cifar10-")
     changes = {"teacher": run["teacher"]} if run.get("teacher", own) != own else {}
     changes |= {"start": run["start"]} if "start" in run else {}
-    return changes | ({"pairs": given["pairs"]} if given["pairs"] != recipe.pairs else {})
+    for name in SETTINGS:
+        if given.get(name, getattr(recipe, name)) != getattr(recipe, name):
+            changes[name.replace("_", "-")] = given[name]
+    said = {True: "", False: "no-"}
+    return " ".join(
+        f"--{said[value]}{name}" if isinstance(value, bool) else f"--{name} {value}"
+        for name, value in changes.items()
+    )
 
 
 def keeps(run: dict, fields: tuple[str, ...]) -> bool:
@@ -83,7 +90,9 @@ def measured_digits(stored: list[dict]) -> dict[str, dict]:
 def measured(results: tables.Results, folder: Path) -> str:
     """Return measured.json: of each recipe its longest scored run; of equal ones the fullest."""
     scored = [
-        (name, run) for name, run in results.runs.items() if run["scores"] and keeps(run, KIND)
+        (name, run)
+        for name, run in results.runs.items()
+        if run["scores"] and keeps(run, ("method",))
     ]
     best = {
         run["recipe"]["name"]: (name, run) for name, run in sorted(scored, key=lambda x: rank(x[1]))

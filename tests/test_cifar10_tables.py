@@ -114,21 +114,21 @@ def test_a_run_without_a_teacher_is_compared_with_the_one_it_started_from(folder
     assert tables.read_results(folder).ratio("cd-small-1") is None  # not one without classes
 
 
-def test_five_minutes_are_those_of_one_teacher_unguided_and_sorted(folder):
+def test_five_minutes_are_those_of_unguided_students_with_classes_and_sorted(folder):
     run = json.loads((folder / "cd-small" / "run.json").read_text()) | {"seconds": 301.0}
-    others = {"cd-small": {"start": "teacher-small-labels"}}
-    others["cd-small-1"] = {"teacher": "teacher-small-labels", "steps": 4000}
-    others["guided"] = {"teacher": "teacher-small-labels"}
-    others["guided"]["recipe"] = run["recipe"] | {"guidance": 2.0}
-    others["long"] = {"teacher": "teacher-small-labels", "seconds": 400.0}
-    others["another"] = {"teacher": "teacher-small"}
+    plain, labels = run["recipe"], {"labels": True}
+    run["recipe"] = plain | labels
+    others = {"cd-small": {"seconds": 240.0, "pairs_seconds": 100.0}, "cd-small-1": {"steps": 4000}}
+    others["guided"] = {"recipe": plain | labels | {"guidance": 2.0}}
+    others |= {"long": {"seconds": 400.0}, "short": {"seconds": 200.0}, "plain": {"recipe": plain}}
+    others["teacher-small"] = {"recipe": plain | labels | {"method": "teacher"}}
     for name, changes in others.items():
         write(folder / name / "run.json", run | changes)
     shutil.copytree(folder / "cd-small", folder / "none")
     (folder / "none" / "scores.json").unlink()
     rows = tables.five_minutes(tables.read_results(folder)).split("\n")[2:]
-    assert rows[0].startswith("| `cd-small` | 27.00, 18.00 | 2,000 | ") and len(rows) == 2
-    assert rows[1].startswith("| `cd-small-1` | 30.00, 20.00 | 4,000 | ")
+    assert rows[0].startswith("| `cd-small` | – | 27.00, 18.00 | 5.7 | 2,000 | ") and len(rows) == 2
+    assert rows[1].startswith("| `cd-small-1` | – | 30.00, 20.00 | 5.0 | 4,000 | ")
 
 
 def test_a_guided_student_is_compared_with_its_teacher_guided_alike(folder):
@@ -169,9 +169,14 @@ def test_measured_takes_the_longest_scored_run_and_medians_of_digits(folder):
     run = json.loads((folder / "cd-small-1" / "run.json").read_text())
     write(folder / "cd-small-1" / "run.json", run | {"seconds": 500.0})
     assert tell()["cifar10-cd-small"]["run"] == "results/cifar10/cd-small-1"
-    for other in ({"method": "ct"}, {"labels": True}):  # a run of another recipe
-        write(folder / "cd-small-1" / "run.json", run | {"recipe": run["recipe"] | other})
-        assert tell()["cifar10-cd-small"]["run"] == "results/cifar10/cd-small"
+    other = run["recipe"] | {"method": "ct"}  # a run of another recipe
+    write(folder / "cd-small-1" / "run.json", run | {"seconds": 500.0, "recipe": other})
+    assert tell()["cifar10-cd-small"]["run"] == "results/cifar10/cd-small"
+    other = run["recipe"] | {"labels": True, "pairs": 5, "clamp_limit": 1.0}
+    given = {"seconds": 500.0, "recipe": other, "teacher": "another", "start": "one"}
+    write(folder / "cd-small-1" / "run.json", run | given)
+    told = "--teacher another --start one --labels --pairs 5"
+    assert tell()["cifar10-cd-small"]["with"] == told  # as options of the command
     other = {**run["recipe"], "lr": 1e-5}  # longer, and not what the recipe says
     write(folder / "cd-small-1" / "run.json", run | {"seconds": 500.0, "recipe": other})
     assert tell()["cifar10-cd-small"]["run"] == "results/cifar10/cd-small"
@@ -197,15 +202,17 @@ def test_published_recipes_have_the_speed_of_their_step():
 def test_the_ratios_beside_the_slides_are_those_of_the_runs():
     results = tables.read_results()
     text = (ROOT / "results/cifar10/README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"\| `([\w-]+)` \| [\d., ]+ \| ([≥\d., ]+) \| ([\d., ]+|–) \|", text)
-    assert len(rows) == 13
-    for name, said, _ in rows:
+    row = r"\| ([^|]+) \| [\d., ]+ \| ([≥\d., ]+) \| ([\d., ]+|–) \| [\d.]+ \| [\d.]+ \| [\d.]+ \|"
+    rows = re.findall(row, text)
+    assert [title for title, *_ in rows] == list(tables.METHODS.values())  # none without copied
+    for name, (_, said, _) in zip(tables.METHODS, rows):
         steps = 1 + np.arange(1 + said.count(","))
         assert ", ".join(results.told_ratio(name, int(k)) for k in steps) == said, name
-    published = {name: theirs for name, _, theirs in rows if theirs != "–"}
-    slides = {"best-small": "1.74, 1.44", "pd-small-1": "4.09, 2.74", "ct-small": "4.26, 2.86"}
-    assert published == slides  # 3.55 and 2.93, 8.34 and 5.58, 8.70 and 5.83 over 2.04
-    assert "| CT | 2 | 2.86 | 4.55 | 2.20 | 1.75 | 10.94 | `ct-small` |" in tables.slides(results)
+    published = {title: theirs for title, _, theirs in rows if theirs != "–"}
+    assert published == {"CD": "1.74, 1.44", "PD": "4.09, 2.74", "CT": "4.26, 2.86"}
+    # 3.55 and 2.93, 8.34 and 5.58, 8.70 and 5.83 over 2.04
+    told = "| CT | 2 | 2.86 | 4.55 | 2.20 | 1.75 | 11.90 | `ct-small-5min` |"
+    assert told in tables.slides(results)
 
 
 def test_every_method_and_choice_is_of_a_run_and_every_picture_is_there():

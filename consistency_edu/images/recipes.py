@@ -391,9 +391,11 @@ SMALL_RECIPES = (
         about="BOOT, no data, N = 12, Heun's signal steps, our settings for 8 minutes of a GPU.",
         data="cifar10", flip=True, network="small", device="cuda", precision="bfloat16",
         compiles="graphs",
-        batch=512, minutes=8, lr=3e-4, rate="cosine", warmup=200, optimizer="adam", ema=0.999,
+        batch=512, minutes=8, lr=3e-4, rate="cosine", warmup=200,
+        optimizer="adam_without_momentum", ema=0.999,
         sigma_min=2e-3, sigma_max=80.0, sigma_data=0.5,
-        points=12, solver="heun", boundary=0.3, guidance=1.0, clamp=True, distance="pseudo_huber",
+        points=12, solver="heun", boundary=0.3, guidance=1.0, clamp=True, clamp_limit=1.5,
+        distance="pseudo_huber",
     ),
 )
 # fmt: on
@@ -581,9 +583,9 @@ def describe_result(recipe: Recipe, found: dict) -> str:
     if not found:
         return "not measured"
     scores = ", ".join(f"{value:.4g} in {nfe}" for nfe, value in found["frechet"].items())
-    changes = "".join(f" --{name} {value}" for name, value in found.get("with", {}).items())
+    changes = f" with {found['with']}" if found.get("with") else ""
     return (
-        f"measured{' with' * bool(changes)}{changes} after {found['minutes']:g} minutes of "
+        f"measured{changes} after {found['minutes']:g} minutes of "
         f"{found['device']}{memory}: Fréchet distance by evaluations {scores} "
         f"({found['samples']:,} samples against {found['data']}, {found['features']})"
     )
