@@ -86,17 +86,20 @@ reference: $(DEV_STAMP)  ## run the toy again for the README's table and picture
 	cp build/reference/images/toy_moons_seed0.gif images/toy_moons.gif
 	$(BIN)/python tools/run_notebooks.py --shrink images/toy_moons.png
 
+# a download that hangs is given up after a minute, and tried twice more
+NPM := npm install --silent --no-audit --no-fund --fetch-timeout=60000 --fetch-retries=2 --prefix build/npm
+
 # offline mathematics for the site; without npm the pages load it from the network instead
 docs/_static/tex-svg.js:
 	@mkdir -p build/npm docs/_static
-	-npm install --silent --no-audit --no-fund --prefix build/npm mathjax@3.2.2 && \
+	-$(NPM) mathjax@3.2.2 && \
 		cp build/npm/node_modules/mathjax/es5/tex-svg.js $@
 
 # what runs the image students in the browser; without npm the playground has the plane alone
 ORT := build/npm/node_modules/onnxruntime-web/package.json
 $(ORT):
 	@mkdir -p build/npm
-	-npm install --silent --no-audit --no-fund --ignore-scripts --prefix build/npm \
+	-$(NPM) --ignore-scripts \
 		onnxruntime-web@1.30.0
 
 playground: $(DEV_STAMP) $(ORT)  ## build the playground into the site: models from what ships
@@ -111,7 +114,7 @@ docs: $(DEV_STAMP) docs/_static/tex-svg.js  ## build the course site into _build
 AXE := build/npm/node_modules/axe-core/axe.min.js
 $(AXE):
 	@mkdir -p build/npm
-	-npm install --silent --no-audit --no-fund --prefix build/npm axe-core@4.14.1
+	-$(NPM) axe-core@4.14.1
 
 pages: docs $(AXE)  ## look at each page of the site in Chromium, if there is one (5 minutes)
 	$(BIN)/python tools/check_pages.py _build/html --axe $(AXE)

@@ -1,7 +1,7 @@
 """Measure how the finished runs of the CIFAR-10 table sample: what cifar10.py does not.
 
     python benchmarks/cifar10_sampling.py --data cifar10 --search best-small cd-mini
-    python benchmarks/cifar10_sampling.py --names teacher-small pd-small --only structure coverage
+    python benchmarks/cifar10_sampling.py --names teacher-small boot-small --only structure coverage
 
 Reads the runs under --runs (those of --names only) and writes to --out: structure.json (how far
 students' images lie from the teacher's of the same noise, and of another noise), gallery.npz (32

@@ -40,12 +40,13 @@ METHODS = {  # of each method the run to tell of
     "cd-mini-guided": "CD, guided: **ships**",
     "dmd-small-guided": "distribution matching",
 }
+NOISES = slice(1, 10)  # of these the rows of five_minutes.jpg, in this order
 # What was chosen, then words and run of this, and of another choice.
 CHOICES = (
     ("CD's distance and weight", "pseudo-Huber, 1/gap", "cd-small-huber", "HED, 1", "cd-small-vgg"),
     ("guidance of the teacher", "2", "teacher-small-labels@2", "1", "teacher-small-labels@1"),
     ("precision of CD, 90 s", "bfloat16", "cd-small-90s", "float16", "cd-small-90s-float16"),
-    ("ECT's momentum", "0.9", "ect-small-5min", "0, wider levels", "ect-small-5min-wide"),
+    ("ECT's optimizer", "momentum", "ect-small-5min", "none, other levels", "ect-small-5min-wide"),
 )
 
 
@@ -344,7 +345,7 @@ def draw_curves(curves: list[tuple], ticks: tuple, **settings):
 
 def draw_minutes(results: Results):
     """Return the figure of one-step distances against minutes, of each `small` student."""
-    level = results.on_curve("teacher-small", "heun", 35)["frechet"]
+    level = results.score("teacher-small-labels")
     blue, words = viz.COLORS["teacher"], "teacher, 35 evaluations"
     curves = [((20, 0.9), (level, level), "-", blue, words, (6, 4), "left")]
     for name, title in {**METHODS, "best-small": "CD, no classes"}.items():
@@ -400,9 +401,9 @@ def draw_classes(seed: int = 0) -> list:
 
 def draw_noises(folder: Path):
     """Return the figure of eight noises in one step of nine methods, a row of pixels for each."""
-    rows = [title for name, title in METHODS.items() if "direct" in name or "5min" in name]
+    rows = list(METHODS.values())[NOISES]
     pixels = viz.plt.imread(folder / "five_minutes.jpg")
-    drawn, axis = viz.plt.subplots(figsize=(4.8, 3.9), layout="constrained")
+    drawn, axis = viz.plt.subplots(figsize=(5.2, 3.9), layout="constrained")
     axis.imshow(pixels)
     height = len(pixels) / len(rows)
     axis.set_yticks([height * (k + 0.5) for k in range(len(rows))], rows)

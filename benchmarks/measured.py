@@ -46,15 +46,20 @@ def measured_run(folder: Path, run: dict) -> dict:
     return found | {"seeds": [run["seed"]], "run": f"results/cifar10/{folder.name}"}
 
 
+def changed(run: dict, fields: tuple[str, ...]) -> list[str]:
+    """Return which of these fields `run` has otherwise than its recipe."""
+    recipe, given = RECIPES[run["recipe"]["name"]], run["recipe"]
+    return [f for f in fields if given.get(f, getattr(recipe, f)) != getattr(recipe, f)]
+
+
 def changes_of(run: dict) -> str:
     """Return, as options of the command, what `run` was given besides its recipe's name."""
-    recipe, given = RECIPES[run["recipe"]["name"]], run["recipe"]
+    recipe = RECIPES[run["recipe"]["name"]]
     own = recipe.source.removeprefix("cifar10-")
     changes = {"teacher": run["teacher"]} if run.get("teacher", own) != own else {}
     changes |= {"start": run["start"]} if "start" in run else {}
-    for name in SETTINGS:
-        if given.get(name, getattr(recipe, name)) != getattr(recipe, name):
-            changes[name.replace("_", "-")] = given[name]
+    for name in changed(run, SETTINGS):
+        changes[name.replace("_", "-")] = run["recipe"][name]
     said = {True: "", False: "no-"}
     return " ".join(
         f"--{said[value]}{name}" if isinstance(value, bool) else f"--{name} {value}"
@@ -62,15 +67,9 @@ def changes_of(run: dict) -> str:
     )
 
 
-def keeps(run: dict, fields: tuple[str, ...]) -> bool:
-    """Return whether `run` has these fields as its recipe has them."""
-    recipe, given = RECIPES[run["recipe"]["name"]], run["recipe"]
-    return all(given.get(name, getattr(recipe, name)) == getattr(recipe, name) for name in fields)
-
-
 def rank(run: dict) -> tuple:
     """Return what makes a scored `run` the one to tell of: the recipe's settings, length, judge."""
-    is_own = keeps(run, LEARNS)
+    is_own = not changed(run, LEARNS)
     samples = max(row.get("card", {}).get("samples", 0) for row in run["scores"].values())
     return is_own, round(tables.minutes_of(run), 1), samples, len(run["scores"]), -run["seed"]
 
@@ -92,7 +91,7 @@ def measured(results: tables.Results, folder: Path) -> str:
     scored = [
         (name, run)
         for name, run in results.runs.items()
-        if run["scores"] and keeps(run, ("method",))
+        if run["scores"] and run["recipe"]["method"] == RECIPES[run["recipe"]["name"]].method
     ]
     best = {
         run["recipe"]["name"]: (name, run) for name, run in sorted(scored, key=lambda x: rank(x[1]))

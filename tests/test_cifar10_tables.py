@@ -172,10 +172,10 @@ def test_measured_takes_the_longest_scored_run_and_medians_of_digits(folder):
     other = run["recipe"] | {"method": "ct"}  # a run of another recipe
     write(folder / "cd-small-1" / "run.json", run | {"seconds": 500.0, "recipe": other})
     assert tell()["cifar10-cd-small"]["run"] == "results/cifar10/cd-small"
-    other = run["recipe"] | {"labels": True, "pairs": 5, "clamp_limit": 1.0}
+    other = run["recipe"] | {"labels": True, "pairs": 5, "clamp_limit": 1.5}
     given = {"seconds": 500.0, "recipe": other, "teacher": "another", "start": "one"}
     write(folder / "cd-small-1" / "run.json", run | given)
-    told = "--teacher another --start one --labels --pairs 5"
+    told = "--teacher another --start one --labels --pairs 5 --clamp-limit 1.5"
     assert tell()["cifar10-cd-small"]["with"] == told  # as options of the command
     other = {**run["recipe"], "lr": 1e-5}  # longer, and not what the recipe says
     write(folder / "cd-small-1" / "run.json", run | {"seconds": 500.0, "recipe": other})
