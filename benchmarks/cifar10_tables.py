@@ -46,7 +46,7 @@ CHOICES = (
     ("CD's distance and weight", "pseudo-Huber, 1/gap", "cd-small-huber", "HED, 1", "cd-small-vgg"),
     ("guidance of the teacher", "2", "teacher-small-labels@2", "1", "teacher-small-labels@1"),
     ("precision of CD, 90 s", "bfloat16", "cd-small-90s", "float16", "cd-small-90s-float16"),
-    ("ECT's optimizer", "momentum", "ect-small-5min", "none, other levels", "ect-small-5min-wide"),
+    ("ECT's optimizer", "momentum", "ect-small-5min", "none; levels, rate", "ect-small-5min-wide"),
 )
 
 

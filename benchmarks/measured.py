@@ -3,12 +3,13 @@
     python benchmarks/measured.py          # write it
     python benchmarks/measured.py --check  # exit 1 if it is out of date
 
-Of a recipe it keeps the longest run that was scored, with its card, and one with the recipe's own
-settings (LEARNS) before others; of digits the medians of three seeds; of a published schedule, which
+Of a recipe it keeps one run that was scored, with its card: that with the fewest settings of its own,
+then the longest; of digits the medians of three seeds; of a published schedule, which
 nobody has run to its end here, the speed of its step.  A run's memory is the peak of its process,
 which may have trained others before: memory.json goes before.
 """
 
+import dataclasses
 import json
 import statistics
 import sys
@@ -16,14 +17,13 @@ from pathlib import Path
 
 import cifar10_tables as tables
 
-from consistency_edu.images.recipes import RECIPES
+from consistency_edu.images.recipes import RECIPES, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "consistency_edu" / "images" / "measured.json"
 DIGITS = {"device": "a CPU", "gigabytes": None, "run": "results/digits_seed?.json"}
 DIGITS |= {"data": "held-out digits", "features": "20 principal components of the training scans"}
-LEARNS = ("lr", "stages", "q", "denoising", "optimizer", "log_mean", "log_std")
-SETTINGS = (*LEARNS, "labels", "pairs", "tangent_warmup", "clamp_limit", "points")
+ASIDE = {"name", "about", "data", "source", "method", "device", "compiles", "steps", "minutes"}
 STEPS = {"EDM step": "teacher", "CD step, Heun": "cd", "consistency step": "ct"}
 
 
@@ -46,10 +46,11 @@ def measured_run(folder: Path, run: dict) -> dict:
     return found | {"seeds": [run["seed"]], "run": f"results/cifar10/{folder.name}"}
 
 
-def changed(run: dict, fields: tuple[str, ...]) -> list[str]:
-    """Return which of these fields `run` has otherwise than its recipe."""
-    recipe, given = RECIPES[run["recipe"]["name"]], run["recipe"]
-    return [f for f in fields if given.get(f, getattr(recipe, f)) != getattr(recipe, f)]
+def changed(run: dict) -> dict:
+    """Return the settings of `run` that its recipe has otherwise; what it lacks was the default."""
+    recipe, given = RECIPES[run["recipe"]["name"]], dataclasses.asdict(Recipe("")) | run["recipe"]
+    settings = (field.name for field in dataclasses.fields(Recipe) if field.name not in ASIDE)
+    return {name: given[name] for name in settings if given[name] != getattr(recipe, name)}
 
 
 def changes_of(run: dict) -> str:
@@ -58,8 +59,7 @@ def changes_of(run: dict) -> str:
     own = recipe.source.removeprefix("cifar10-")
     changes = {"teacher": run["teacher"]} if run.get("teacher", own) != own else {}
     changes |= {"start": run["start"]} if "start" in run else {}
-    for name in changed(run, SETTINGS):
-        changes[name.replace("_", "-")] = run["recipe"][name]
+    changes |= {name.replace("_", "-"): value for name, value in changed(run).items()}
     said = {True: "", False: "no-"}
     return " ".join(
         f"--{said[value]}{name}" if isinstance(value, bool) else f"--{name} {value}"
@@ -69,9 +69,14 @@ def changes_of(run: dict) -> str:
 
 def rank(run: dict) -> tuple:
     """Return what makes a scored `run` the one to tell of: the recipe's settings, length, judge."""
-    is_own = not changed(run, LEARNS)
     samples = max(row.get("card", {}).get("samples", 0) for row in run["scores"].values())
-    return is_own, round(tables.minutes_of(run), 1), samples, len(run["scores"]), -run["seed"]
+    return (
+        -len(changed(run)),
+        round(tables.minutes_of(run), 1),
+        samples,
+        len(run["scores"]),
+        -run["seed"],
+    )
 
 
 def measured_digits(stored: list[dict]) -> dict[str, dict]:
@@ -87,7 +92,7 @@ def measured_digits(stored: list[dict]) -> dict[str, dict]:
 
 
 def measured(results: tables.Results, folder: Path) -> str:
-    """Return measured.json: of each recipe its longest scored run; of equal ones the fullest."""
+    """Return measured.json: of each recipe the scored run that ranks first."""
     scored = [
         (name, run)
         for name, run in results.runs.items()

@@ -173,10 +173,13 @@ def test_measured_takes_the_longest_scored_run_and_medians_of_digits(folder):
     write(folder / "cd-small-1" / "run.json", run | {"seconds": 500.0, "recipe": other})
     assert tell()["cifar10-cd-small"]["run"] == "results/cifar10/cd-small"
     other = run["recipe"] | {"labels": True, "pairs": 5, "clamp_limit": 1.5}
-    given = {"seconds": 500.0, "recipe": other, "teacher": "another", "start": "one"}
-    write(folder / "cd-small-1" / "run.json", run | given)
-    told = "--teacher another --start one --labels --pairs 5 --clamp-limit 1.5"
+    del other["batch"]  # an older run, which had the default: 128, not the recipe's 512
+    given = {"recipe": other, "teacher": "another", "start": "one"}
+    for name in ("cd-small", "cd-small-1"):
+        write(folder / name / "run.json", run | given)
+    told = "--teacher another --start one --labels --batch 128 --pairs 5 --clamp-limit 1.5"
     assert tell()["cifar10-cd-small"]["with"] == told  # as options of the command
+    write(folder / "cd-small" / "run.json", run)
     other = {**run["recipe"], "lr": 1e-5}  # longer, and not what the recipe says
     write(folder / "cd-small-1" / "run.json", run | {"seconds": 500.0, "recipe": other})
     assert tell()["cifar10-cd-small"]["run"] == "results/cifar10/cd-small"
@@ -223,6 +226,8 @@ def test_every_method_and_choice_is_of_a_run_and_every_picture_is_there():
         assert words and "–" not in (tables.distances(results, x) for x in (taken, instead))
     for name in tables.PICTURES:
         assert (ROOT / "images" / f"cifar10_{name}").is_file()
+    strip = tables.viz.plt.imread(ROOT / "results/cifar10/five_minutes.jpg")
+    assert len(strip) == 59 * len(list(tables.METHODS)[tables.NOISES])  # a row of pixels for each
     for draw in (tables.draw_minutes, tables.draw_evaluations):
         said = {text.get_text() for text in draw(results).axes[0].texts}
         assert {"CD", "PD", "CT", "BOOT", "direct distillation"} <= said
