@@ -31,7 +31,7 @@ def measured_run(folder: Path, run: dict) -> dict:
     """Return what the scored `run` in `folder` gave, as measured.json tells it."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     memory = [json.loads(line).get("gigabytes") or 0 for line in lines]
-    alone = tables.read_json(folder.parent / "memory.json").get(run["recipe"]["name"])
+    alone = tables.read_json(folder.parent / "memory.json").get(recipe_of(run).name)
     is_teacher = run["recipe"]["method"] == "teacher"
     scores = {
         str(tables.nfe_of(run, 1)) if is_teacher else steps: round(row["frechet"], 2)
@@ -46,16 +46,23 @@ def measured_run(folder: Path, run: dict) -> dict:
     return found | {"seeds": [run["seed"]], "run": f"results/cifar10/{folder.name}"}
 
 
-def changed(run: dict) -> dict:
+def recipe_of(run: dict) -> Recipe:
+    """Return the recipe that `run` is of: that with just its settings, or else that of its name."""
+    same = (r for r in RECIPES.values() if r.method == run["recipe"]["method"])
+    own = RECIPES[run["recipe"]["name"]]
+    return next((recipe for recipe in (own, *same) if not changed(run, recipe)), own)
+
+
+def changed(run: dict, recipe: Recipe | None = None) -> dict:
     """Return the settings of `run` that its recipe has otherwise; what it lacks was the default."""
-    recipe, given = RECIPES[run["recipe"]["name"]], dataclasses.asdict(Recipe("")) | run["recipe"]
+    recipe, given = recipe or recipe_of(run), dataclasses.asdict(Recipe("")) | run["recipe"]
     settings = (field.name for field in dataclasses.fields(Recipe) if field.name not in ASIDE)
     return {name: given[name] for name in settings if given[name] != getattr(recipe, name)}
 
 
 def changes_of(run: dict) -> str:
     """Return, as options of the command, what `run` was given besides its recipe's name."""
-    recipe = RECIPES[run["recipe"]["name"]]
+    recipe = recipe_of(run)
     own = recipe.source.removeprefix("cifar10-")
     changes = {"teacher": run["teacher"]} if run.get("teacher", own) != own else {}
     changes |= {"start": run["start"]} if "start" in run else {}
@@ -99,7 +106,7 @@ def measured(results: tables.Results, folder: Path) -> str:
         if run["scores"] and run["recipe"]["method"] == RECIPES[run["recipe"]["name"]].method
     ]
     best = {
-        run["recipe"]["name"]: (name, run) for name, run in sorted(scored, key=lambda x: rank(x[1]))
+        recipe_of(run).name: (name, run) for name, run in sorted(scored, key=lambda x: rank(x[1]))
     }
     found = {key: measured_run(folder / name, run) for key, (name, run) in sorted(best.items())}
     digits = sorted(folder.parent.glob("digits_seed?.json"))

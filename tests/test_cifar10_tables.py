@@ -146,6 +146,10 @@ def test_a_guided_student_is_compared_with_its_teacher_guided_alike(folder):
     assert tables.distances(results, "teacher-small@1") == "9.50"
     assert results.told_ratio("cd-small") == "≥ 4.50"  # the teacher's samples are fewer
     assert results.told_ratio("cd-small-1") == "3.33"
+    few = json.loads((folder / "cd-small-1" / "scores.json").read_text())
+    few["1"]["card"]["samples"] = 50
+    write(folder / "cd-small-1" / "scores.json", few)  # of fewer samples than its teacher's
+    assert tables.read_results(folder).told_ratio("cd-small-1") == "≤ 3.33"
     assert "| `teacher-small` | 3 | 12.00 | 0.800 | 0.300 | 100 |" in text
 
 
@@ -186,6 +190,17 @@ def test_measured_takes_the_longest_scored_run_and_medians_of_digits(folder):
     write(folder / "cd-small-1" / "run.json", run | {"seconds": 500.0})
     (folder / "cd-small-1" / "scores.json").unlink()
     assert tell()["cifar10-cd-small"]["run"] == "results/cifar10/cd-small"
+
+
+def test_a_run_with_just_the_settings_of_another_recipe_is_of_that_one():
+    own, guided = RECIPES["cifar10-cd-small"], RECIPES["cifar10-cd-small-guided"]
+    begun = dataclasses.asdict(own)
+    run = {"recipe": begun | {"labels": True, "guidance": 2.0, "minutes": 3.0}}
+    assert gathered.recipe_of(run) is guided and not gathered.changed(run)
+    more = {"recipe": run["recipe"] | {"lr": 1e-5}}  # of neither: the name decides
+    assert gathered.recipe_of(more) is own
+    assert gathered.changed(more) == {"labels": True, "guidance": 2.0, "lr": 1e-5}
+    assert gathered.recipe_of({"recipe": begun}) is own
 
 
 @pytest.mark.parametrize("script", [tables, gathered], ids=lambda script: script.__name__)
@@ -230,7 +245,7 @@ def test_every_method_and_choice_is_of_a_run_and_every_picture_is_there():
     assert len(strip) == 59 * len(list(tables.METHODS)[tables.NOISES])  # a row of pixels for each
     for draw in (tables.draw_minutes, tables.draw_evaluations):
         said = {text.get_text() for text in draw(results).axes[0].texts}
-        assert {"CD", "PD", "CT", "BOOT", "direct distillation"} <= said
+        assert {"CD", "PD", "CT", "BOOT"} <= said
 
 
 def test_texture_sees_contrast_grain_and_variety(monkeypatch):

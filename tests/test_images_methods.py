@@ -638,6 +638,10 @@ def test_two_steps_of_pd_are_its_own_and_no_restart():
             "cifar10-direct-small",
             ["--labels --pairs 65536", "16.58 in 1", "against cifar10-jpeg.tar.xz"],
         ),
+        (
+            "cifar10-direct-small-guided",
+            ["needs cuda and cifar10-teacher-small-labels", "12.37 in 1"],
+        ),
         ("cifar10-cd", ["not run to its end: at 1,564 images a second about 73 hours", "24.9 GB"]),
         ("cifar10-boot", ["needs cuda and cifar10-teacher; 200,000 steps, 512", "not measured"]),
         ("digits-ct", ["needs cpu; 4,000 steps, 512", "0.58 in 1, 0.5 in 2"]),
