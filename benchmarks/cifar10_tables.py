@@ -44,7 +44,13 @@ METHODS = {  # of each method the run to tell of
 NOISES = slice(1, 10)  # of these the rows of five_minutes.jpg, in this order
 # What was chosen, then words and run of this, and of another choice.
 CHOICES = (
-    ("CD's distance", "pseudo-Huber", "cd-small-800", "a classifier's", "cd-small-800-classifier"),
+    (
+        "CD's distance, 66 s",
+        "pseudo-Huber",
+        "cd-small-800",
+        "of features",
+        "cd-small-800-classifier",
+    ),
     ("guidance of the teacher", "2", "teacher-small-labels@2", "1", "teacher-small-labels@1"),
     ("precision of CD, 90 s", "bfloat16", "cd-small-90s", "float16", "cd-small-90s-float16"),
 )
@@ -94,10 +100,11 @@ class Results:
 
     def told_ratio(self, name: str, steps: int = 1) -> str:
         """Write the ratio, a bound where one of two distances is too large, being of fewer samples."""
-        samples = lambda row: row.get("card", {}).get("samples", 0)
-        more = samples(self.runs[name]["scores"].get(str(steps), {})) - samples(self.compared(name))
-        value, sign = self.ratio(name, steps), {0: ""}.get(more, "≥ " if more > 0 else "≤ ")
-        return "–" if value is None else f"{sign}{value:.2f}"
+        value, row = self.ratio(name, steps), self.runs[name]["scores"].get(str(steps), {})
+        if value is None:
+            return "–"
+        mine, its = (each.get("card", {}).get("samples", 0) for each in (row, self.compared(name)))
+        return f"{'≥ ' * (mine > its)}{'≤ ' * (mine < its)}{value:.2f}"
 
     def on_curve(self, name: str, sampler: str, nfe: int) -> dict:
         """Return the row of `name` in curves.json with `sampler` and `nfe`; empty if none."""

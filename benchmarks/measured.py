@@ -53,9 +53,9 @@ def recipe_of(run: dict) -> Recipe:
     return next((recipe for recipe in (own, *same) if not changed(run, recipe)), own)
 
 
-def changed(run: dict, recipe: Recipe | None = None) -> dict:
-    """Return the settings of `run` that its recipe has otherwise; what it lacks was the default."""
-    recipe, given = recipe or recipe_of(run), dataclasses.asdict(Recipe("")) | run["recipe"]
+def changed(run: dict, recipe: Recipe) -> dict:
+    """Return the settings of `run` that `recipe` has otherwise; what it lacks was the default."""
+    given = dataclasses.asdict(Recipe("")) | run["recipe"]
     settings = (field.name for field in dataclasses.fields(Recipe) if field.name not in ASIDE)
     return {name: given[name] for name in settings if given[name] != getattr(recipe, name)}
 
@@ -66,7 +66,7 @@ def changes_of(run: dict) -> str:
     own = recipe.source.removeprefix("cifar10-")
     changes = {"teacher": run["teacher"]} if run.get("teacher", own) != own else {}
     changes |= {"start": run["start"]} if "start" in run else {}
-    changes |= {name.replace("_", "-"): value for name, value in changed(run).items()}
+    changes |= {name.replace("_", "-"): value for name, value in changed(run, recipe).items()}
     said = {True: "", False: "no-"}
     return " ".join(
         f"--{said[value]}{name}" if isinstance(value, bool) else f"--{name} {value}"
@@ -78,7 +78,7 @@ def rank(run: dict) -> tuple:
     """Return what makes a scored `run` the one to tell of: the recipe's settings, length, judge."""
     samples = max(row.get("card", {}).get("samples", 0) for row in run["scores"].values())
     return (
-        -len(changed(run)),
+        -len(changed(run, recipe_of(run))),
         round(tables.minutes_of(run), 1),
         samples,
         len(run["scores"]),

@@ -6,10 +6,10 @@
 __all__ = ['SIGNAL_STEPS', 'BOOT_TOY', 'GUIDANCE_WEIGHTS', 'BOOT_DIGITS', 'MIXES', 'PREDICTIONS', 'BOOT_SWEEPS', 'boot_toy_grid',
            'learned_noise_predictor', 'ProgressiveTime', 'boot_toy_objective', 'subdivide_grid', 'grid_benchmark',
            'evaluate_cover', 'exact_signals', 'solver_signals', 'carried_shares', 'signal_errors', 'run_boot_toy',
-           'measure_classes', 'run_boot_guided_toy', 'sample_digits', 'boot_digits_student', 'encode_images',
-           'decode_images', 'measure_mixes', 'digits_gallery', 'run_boot_digits', 'run_digits_sampler', 'NoisyModel',
-           'ScaledNoisyModel', 'run_boot_prediction', 'fill_by_search', 'run_boot_guided_digits', 'photo_patches',
-           'choose_data', 'run_boot_data']
+           'measure_classes', 'run_boot_guided_toy', 'sample_digits', 'watched_teacher', 'boot_digits_student',
+           'encode_images', 'decode_images', 'measure_mixes', 'digits_gallery', 'run_boot_digits', 'run_digits_sampler',
+           'NoisyModel', 'ScaledNoisyModel', 'run_boot_prediction', 'fill_by_search', 'run_boot_guided_digits',
+           'photo_patches', 'choose_data', 'run_boot_data']
 
 # %% ../../nbs/lab/14_boot.ipynb #lab14imp
 import copy
@@ -317,13 +317,15 @@ def sample_digits(teacher: Callable, noise: Tensor, count: int, labels: Tensor |
     return solve_pf_ode(teacher, noise, grid, labels=labels, **options)
 
 
+def watched_teacher(teacher: EDMDenoiser, setting: dict) -> nn.Module:
+    """Return `teacher`, its answers clamped if the `setting` has a "limit"."""
+    return Clamped(teacher, setting["limit"]) if "limit" in setting else teacher
+
+
 def boot_digits_student(
     teacher: EDMDenoiser, setting: dict, seed: int, kind: type = SignalModel
 ) -> nn.Module:
-    """Distil a class-conditional `teacher` of digits by BOOT into a `kind` of SignalModel.
-
-    If the `setting` has a "limit", the teacher's answers are clamped to it.
-    """
+    """Distil a class-conditional `teacher` of digits by BOOT into a `kind` of SignalModel."""
     torch.manual_seed(seed)
     network = MLP(64, width=256, num_classes=10)
     if setting["init"] == "copied":
@@ -332,7 +334,7 @@ def boot_digits_student(
     generator = torch.Generator().manual_seed(seed)
     objective = Boot(
         online,
-        Clamped(teacher, setting["limit"]) if "limit" in setting else teacher,
+        watched_teacher(teacher, setting),
         karras_sigmas(setting["points"], *DIGIT_SIGMAS),
         solver=SIGNAL_STEPS[setting["solver"]],
         boundary_weight=setting["beta"],
@@ -396,12 +398,19 @@ def digits_gallery(teacher: EDMDenoiser, model: SignalModel, bench: DigitsBenchm
 
 # %% ../../nbs/lab/14_boot.ipynb #bt14e0w8
 def run_boot_digits(setting: dict, seed: int) -> dict:
-    """Distil and measure one BOOT student of digits."""
+    """Distil and measure one BOOT student of digits.
+
+    If its teacher is clamped, so are 40 steps of Heun that are measured beside it.
+    """
     teacher, bench = digits_teacher(seed, with_labels=True), digits_benchmark(shape=(64,))
     model = boot_digits_student(teacher, setting, seed)
     cloud = sample_one_step(BootStudent(model), bench.noise, bench.labels)
     truth = sample_digits(teacher, bench.noise, 40, bench.labels)
     numbers = {**bench.evaluate(cloud, bench.labels), "paired_error": paired_error(cloud, truth)}
+    if "limit" in setting:
+        walked = sample_digits(watched_teacher(teacher, setting), bench.noise, 40, bench.labels)
+        beside = bench.evaluate(walked, bench.labels)
+        numbers |= {f"teacher_{key}": beside[key] for key in ("frechet", "recall")}
     if setting["pictures"]:
         numbers |= {"mixes": measure_mixes(model, bench)}
         numbers["gallery"] = digits_gallery(teacher, model, bench)
@@ -612,8 +621,9 @@ BOOT_SWEEPS: dict[str, Sweep] = {
          run_boot_guided_toy, [*_PLAN, {"dataset": "pinwheel", "w": "input", "negative": 0}]),
         ("boot_digits", "digits, one choice changed at a time; 18 runs of 80 s",
          run_boot_digits, [_PICTURED, *_changed(BOOT_DIGITS, **_DIGIT_CHOICES)[1:]]),
-        ("boot_clamp", "digits, Heun's step of a teacher whose answers are clamped; 3 runs of 90 s",
-         run_boot_digits, [{**BOOT_DIGITS, "solver": "heun", "limit": 1.0}]),
+        ("boot_clamp", "digits, Heun's step of a teacher that is clamped; 15 runs of 60 s",
+         run_boot_digits, [{**BOOT_DIGITS, "solver": "heun", "limit": limit}
+                           for limit in (1.0, 1.1, 1.25, 1.5, 2.0)]),
         ("boot_samplers",
          "digits, the teacher's own steps (0: other scans); 18 runs, 30 s for a new teacher",
          run_digits_sampler, [{"steps": n, "solver": s} for n, s in _WALKS]),

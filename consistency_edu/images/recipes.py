@@ -516,7 +516,7 @@ GUIDED_RECIPES = (
     Recipe(
         "cifar10-direct-small-guided", method="direct", source="cifar10-teacher-small-labels",
         about="Direct distillation from 65,536 cached pairs of the teacher with classes, guided, "
-        "our settings for 4 minutes of a GPU, and 2 for the pairs.",
+        "our settings for 4 minutes of a GPU, and 2 to 4 for the pairs.",
         data="cifar10", labels=True, flip=True, network="small", device="cuda",
         precision="bfloat16", compiles="networks",
         batch=512, minutes=4, lr=3e-4, rate="cosine", warmup=200, optimizer="adam", ema=0.999,
