@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BOUNDS', 'InputError', 'sync', 'whole_files', 'write_file', 'write_text', 'write_json', 'check_writable',
-           'stored_file', 'check_bound', 'read_file', 'reason_of']
+           'stored_file', 'stored_json', 'check_bound', 'read_file', 'reason_of']
 
 # %% ../nbs/00_files.ipynb #fi000004
 import contextlib
@@ -93,6 +93,11 @@ def stored_file(path: str | Path) -> Path:
             "notebook where it lies in it."
         )
     return Path(path)
+
+
+def stored_json(path: str | Path) -> dict | list:
+    """Return the content of a JSON file that the course's repository holds, as `stored_file`."""
+    return json.loads(stored_file(path).read_text(encoding="utf-8"))
 
 # %% ../nbs/00_files.ipynb #img00002c
 BOUNDS: dict[str, tuple[int, str]] = {  # the most of a kind, and what to do about more

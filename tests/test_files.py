@@ -22,6 +22,7 @@ from consistency_edu.files import (
     check_writable,
     reason_of,
     stored_file,
+    stored_json,
     whole_files,
     write_file,
     write_json,
@@ -180,7 +181,7 @@ def test_numbers_that_only_the_repository_holds_are_told_of(tmp_path, monkeypatc
     ):
         sweeps.load_sweep("letting_go")
     write_json(tmp_path / "here.json", {})
-    assert stored_file("here.json").read_text() == "{}\n"
+    assert stored_file("here.json").read_text() == "{}\n" and stored_json("here.json") == {}
 
 
 def test_a_sweep_asks_for_its_place_before_the_work(tmp_path):

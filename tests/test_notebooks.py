@@ -86,7 +86,7 @@ def test_who_has_the_notebook_alone_is_told_where_its_numbers_are(nb):
         for cell in json.loads(nb.read_text(encoding="utf-8"))["cells"]:
             source = "".join(cell["source"])
             bare = r'Path\(f?"\.\./(results|benchmarks)[^)]*\)\.read|load_file\("\.\.'
-            assert not re.search(bare, source), f"{cell['id']}: read it by stored_file"
+            assert not re.search(bare, source), f"{cell['id']}: read it by stored_json"
 
 
 @pytest.mark.parametrize("nb", NBS, ids=lambda p: p.name)
