@@ -732,6 +732,9 @@ def test_what_could_not_be_loaded_is_asked_for_again(browser, site, missing):
         load.press("Enter")
         assert "Error" not in wait_until_said(page, "could not be loaded")
         page.wait_for_function("document.activeElement.textContent.startsWith('Load')")
+    told = load.evaluate(f"button => {{ button.click(); return {SAID} }}")
+    assert "loaded" not in told and " of " in told  # what the last try said is gone at once
+    wait_until_said(page, "could not be loaded")
     page.unroute_all()
     load.click()
     assert wait_until_said(page, "^4 images of digits-cd") and not page.faults

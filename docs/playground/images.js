@@ -152,10 +152,12 @@ function chooseStudent(found, parts) {
   async function load() {
     const mine = ++wish;
     Object.assign(bar, { hidden: false, max: size(), value: 0 });
-    const student = await open(about, (count) => {
+    const tell = (/** @type {number} */ count) => {
       bar.value += count;
       parts.says.value = `${megabytes(bar.value)} of ${megabytes(bar.max)}`;
-    }).catch(() => void ([runtime, tries] = [null, tries + 1]));
+    };
+    tell(0); // in place of what an earlier try said
+    const student = await open(about, tell).catch(() => void ([runtime, tries] = [null, tries + 1]));
     if (mine !== wish) return; // another was chosen
     bar.hidden = true;
     if (student) {
