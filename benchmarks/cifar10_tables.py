@@ -1,6 +1,7 @@
 """Make the pages of results/cifar10 from what the runs left there: tables, figures, ten pictures.
 
     python benchmarks/cifar10_tables.py --write  # write README.md, numbers.md and PICTURES
+    python tools/run_notebooks.py --shrink images/cifar10_{minutes,quality}.png  # then
     python benchmarks/cifar10_tables.py --check  # exit 1 if the tables on the pages are out of date
 
 What was not measured is left out, and nothing is judged: what the numbers mean is told elsewhere.
@@ -45,7 +46,7 @@ NOISES = slice(1, 10)  # of these the rows of five_minutes.jpg, in this order
 # What was chosen, then words and run of this, and of another choice.
 CHOICES = (
     (
-        "CD's distance, 66 s",
+        "CD's distance, 800 steps",
         "pseudo-Huber",
         "cd-small-800",
         "of features",

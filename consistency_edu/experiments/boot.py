@@ -6,7 +6,7 @@
 __all__ = ['SIGNAL_STEPS', 'BOOT_TOY', 'GUIDANCE_WEIGHTS', 'BOOT_DIGITS', 'MIXES', 'PREDICTIONS', 'BOOT_SWEEPS', 'boot_toy_grid',
            'learned_noise_predictor', 'ProgressiveTime', 'boot_toy_objective', 'subdivide_grid', 'grid_benchmark',
            'evaluate_cover', 'exact_signals', 'solver_signals', 'carried_shares', 'signal_errors', 'run_boot_toy',
-           'measure_classes', 'run_boot_guided_toy', 'sample_digits', 'watched_teacher', 'boot_digits_student',
+           'measure_classes', 'run_boot_guided_toy', 'sample_digits', 'clamped_teacher', 'boot_digits_student',
            'encode_images', 'decode_images', 'measure_mixes', 'digits_gallery', 'run_boot_digits', 'run_digits_sampler',
            'NoisyModel', 'ScaledNoisyModel', 'run_boot_prediction', 'fill_by_search', 'run_boot_guided_digits',
            'photo_patches', 'choose_data', 'run_boot_data']
@@ -317,7 +317,7 @@ def sample_digits(teacher: Callable, noise: Tensor, count: int, labels: Tensor |
     return solve_pf_ode(teacher, noise, grid, labels=labels, **options)
 
 
-def watched_teacher(teacher: EDMDenoiser, setting: dict) -> nn.Module:
+def clamped_teacher(teacher: EDMDenoiser, setting: dict) -> nn.Module:
     """Return `teacher`, its answers clamped if the `setting` has a "limit"."""
     return Clamped(teacher, setting["limit"]) if "limit" in setting else teacher
 
@@ -334,7 +334,7 @@ def boot_digits_student(
     generator = torch.Generator().manual_seed(seed)
     objective = Boot(
         online,
-        watched_teacher(teacher, setting),
+        clamped_teacher(teacher, setting),
         karras_sigmas(setting["points"], *DIGIT_SIGMAS),
         solver=SIGNAL_STEPS[setting["solver"]],
         boundary_weight=setting["beta"],
@@ -408,7 +408,7 @@ def run_boot_digits(setting: dict, seed: int) -> dict:
     truth = sample_digits(teacher, bench.noise, 40, bench.labels)
     numbers = {**bench.evaluate(cloud, bench.labels), "paired_error": paired_error(cloud, truth)}
     if "limit" in setting:
-        walked = sample_digits(watched_teacher(teacher, setting), bench.noise, 40, bench.labels)
+        walked = sample_digits(clamped_teacher(teacher, setting), bench.noise, 40, bench.labels)
         beside = bench.evaluate(walked, bench.labels)
         numbers |= {f"teacher_{key}": beside[key] for key in ("frechet", "recall")}
     if setting["pictures"]:
