@@ -8,9 +8,12 @@ What was not measured is left out, and nothing is judged: what the numbers mean 
 """
 
 import argparse
+import dataclasses
 import json
 import re
+import statistics
 import sys
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +21,15 @@ import torch
 
 from consistency_edu import viz
 from consistency_edu.images.methods import evaluations
-from consistency_edu.images.recipes import Recipe
+from consistency_edu.images.recipes import RECIPES, Recipe
 from consistency_edu.images.runs import load_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ("minutes.png", "quality.png", "classes_1.jpg", "classes_2.jpg", "five_minutes.jpg")
 PART = re.compile(r"(<!-- (\w+) by cifar10_tables.py -->\n\n).*?<!-- end -->", re.DOTALL)
 FILES = ("floor", "curves", "speeds", "structure", "texture", "coverage", "slides", "tried")
+FILES += ("precision",)
+ASIDE = {"name", "about", "data", "source", "device", "compiles", "steps", "minutes"}
 METHODS = {  # of each method the run to tell of
     "teacher-small-labels": "teacher, 35 NFE",
     "direct-small-labels": "direct distillation",
@@ -151,6 +156,11 @@ def table(head: str, rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [titles, ["---"] * len(titles), *rows])
 
 
+def pair(values: list[float | None]) -> str:
+    """Write `values`, such as those in one step and in two; a dash if there are none."""
+    return ", ".join(number(value) for value in values if value) or "–"
+
+
 def nfe_of(run: dict, steps: int) -> int:
     """Return how many evaluations a sample of `run` in `steps` costs."""
     return evaluations(Recipe(**run["recipe"]), steps)
@@ -159,6 +169,39 @@ def nfe_of(run: dict, steps: int) -> int:
 def minutes_of(run: dict) -> float:
     """Return the minutes of training of `run`, and of making its pairs if it had some."""
     return (run["seconds"] + run.get("pairs_seconds", 0)) / 60
+
+
+def recipe_of(run: dict) -> Recipe:
+    """Return the recipe that `run` is of: that with just its settings, or else that of its name."""
+    same = (r for r in RECIPES.values() if r.method == run["recipe"]["method"])
+    own = RECIPES[run["recipe"]["name"]]
+    return next((recipe for recipe in (own, *same) if not changed(run, recipe)), own)
+
+
+def changed(run: dict, recipe: Recipe) -> dict:
+    """Return the settings of `run` that `recipe` has otherwise; what it lacks was the default."""
+    given = dataclasses.asdict(Recipe("")) | run["recipe"]
+    settings = (field.name for field in dataclasses.fields(Recipe) if field.name not in ASIDE)
+    return {name: given[name] for name in settings if given[name] != getattr(recipe, name)}
+
+
+def changes_of(run: dict) -> str:
+    """Return, as options of the command, what `run` was given besides its recipe's name."""
+    recipe = recipe_of(run)
+    own = recipe.source.removeprefix("cifar10-")
+    changes = {"teacher": run["teacher"]} if run.get("teacher", own) != own else {}
+    changes |= {"start": run["start"]} if "start" in run else {}
+    return options(changes | changed(run, recipe))
+
+
+def options(changes: dict) -> str:
+    """Write the `changes` of a recipe, value by name, as options of the command."""
+    said = {True: "", False: "no-"}
+    told = [(name.replace("_", "-"), value) for name, value in changes.items()]
+    return " ".join(
+        f"--{said[value]}{name}" if isinstance(value, bool) else f"--{name} {value}"
+        for name, value in told
+    )
 
 
 def judged(row: dict) -> list[str]:
@@ -204,6 +247,21 @@ def guidance(results: Results) -> str:
     return table("run,weight,Fréchet distance,precision,recall,samples", rows)
 
 
+def precisions(results: Results) -> str:
+    """Return the table of equal seconds in several precisions; seeds of one kind share a row."""
+    kinds, rows = defaultdict(list), []
+    for row in results.files["precision"].get("rows", []):
+        kinds[row["method"], row["precision"]].append(row)
+    for kind, same in kinds.items():
+        cells = [", ".join(f"{row[key]:,}" for row in same) for key in ("steps", "overflowed")]
+        cells += [f"{statistics.mean(row['seconds'] for row in same):.0f}"]
+        cells += [pair([row.get("frechet", {}).get(k) for row in same]) for k in "12"]
+        cells += [f"{statistics.mean(row['images_per_second'] for row in same):,.0f}"]
+        rows.append([*kind, *cells, f"{max(row['gigabytes'] for row in same):.1f}"])
+    head = "method,precision,steps,of them overflowed,seconds,one step,two,images/s,GB"
+    return table(head, rows)
+
+
 def speeds(results: Results) -> str:
     """Return the table of samples per second."""
     rows = [
@@ -214,13 +272,17 @@ def speeds(results: Results) -> str:
 
 
 def costs(results: Results) -> str:
-    """Return the table of what each run cost, with the runs that it was made from."""
+    """Return the table of what each run is and what it cost, with the runs that it was made from."""
     rows = []
     for name, run in results.runs.items():
         parents, minutes = results.spent(name)
         told = " + ".join(f"`{made}` {spent:.1f}" for made, spent in zip(parents, minutes)) or "–"
-        rows.append([f"`{name}`", told, f"{minutes[-1]:.1f}", f"{sum(minutes):.1f}", run["device"]])
-    return table("run,made from (minutes),own minutes,together,on one", rows)
+        words = recipe_of(run).name, options(changed(run, recipe_of(run)))
+        is_of = f"`{' '.join(words).removeprefix('cifar10-').strip()}`"
+        spent = [f"{minutes[-1]:.1f}", f"{sum(minutes):.1f}", run["device"].removeprefix("NVIDIA ")]
+        rows.append([f"`{name}`", is_of, told, *spent])
+    head = "run,recipe cifar10-… and options,made from (minutes),own minutes,together,on one"
+    return table(head, rows)
 
 
 def same_noise(results: Results) -> str:
@@ -247,11 +309,6 @@ def card(results: Results) -> str:
     found |= {"PyTorch": {run["versions"]["torch"] for run in runs}}
     say = lambda value: f"{value:,}" if isinstance(value, int) else value
     return "\n".join(f"- **{key}**: {'; '.join(map(say, sorted(found[key])))}" for key in found)
-
-
-def pair(values: list[float | None]) -> str:
-    """Write what was measured in one step and in two; a dash if nothing was."""
-    return ", ".join(number(value) for value in values if value) or "–"
 
 
 def methods(results: Results) -> str:
@@ -424,6 +481,7 @@ def draw_noises(folder: Path):
 def tables(results: Results) -> str:
     """Return the tables of all numbers, each under its title."""
     parts = {"Quality": quality, "Guided teachers": guidance, "Quality against NFE": against_nfe}
+    parts |= {"Equal seconds in several precisions": precisions}
     parts |= {"Samples per second": speeds, "Costs": costs, "The same noises": same_noise}
     parts |= {"Five minutes each": five_minutes}
     parts |= {"The slides' ratios beside ours": slides, "Tried, and not kept": tried}

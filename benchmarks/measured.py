@@ -9,7 +9,6 @@ nobody has run to its end here, the speed of its step.  A run's memory is the pe
 which may have trained others before: memory.json goes before.
 """
 
-import dataclasses
 import json
 import statistics
 import sys
@@ -17,13 +16,12 @@ from pathlib import Path
 
 import cifar10_tables as tables
 
-from consistency_edu.images.recipes import RECIPES, Recipe
+from consistency_edu.images.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "consistency_edu" / "images" / "measured.json"
 DIGITS = {"device": "a CPU", "gigabytes": None, "run": "results/digits_seed?.json"}
 DIGITS |= {"data": "held-out digits", "features": "20 principal components of the training scans"}
-ASIDE = {"name", "about", "data", "source", "method", "device", "compiles", "steps", "minutes"}
 STEPS = {"EDM step": "teacher", "CD step, Heun": "cd", "consistency step": "ct"}
 
 
@@ -31,7 +29,7 @@ def measured_run(folder: Path, run: dict) -> dict:
     """Return what the scored `run` in `folder` gave, as measured.json tells it."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     memory = [json.loads(line).get("gigabytes") or 0 for line in lines]
-    alone = tables.read_json(folder.parent / "memory.json").get(recipe_of(run).name)
+    alone = tables.read_json(folder.parent / "memory.json").get(tables.recipe_of(run).name)
     is_teacher = run["recipe"]["method"] == "teacher"
     scores = {
         str(tables.nfe_of(run, 1)) if is_teacher else steps: round(row["frechet"], 2)
@@ -41,44 +39,16 @@ def measured_run(folder: Path, run: dict) -> dict:
     found = {"minutes": round(tables.minutes_of(run), 1), "device": run["device"]}
     found |= {"gigabytes": alone or max(memory, default=0) or None, "features": told["features"]}
     found |= {"data": told["reference"], "samples": told["samples"], "frechet": scores}
-    changes = changes_of(run)
+    changes = tables.changes_of(run)
     found |= {"with": changes} if changes else {}
     return found | {"seeds": [run["seed"]], "run": f"results/cifar10/{folder.name}"}
-
-
-def recipe_of(run: dict) -> Recipe:
-    """Return the recipe that `run` is of: that with just its settings, or else that of its name."""
-    same = (r for r in RECIPES.values() if r.method == run["recipe"]["method"])
-    own = RECIPES[run["recipe"]["name"]]
-    return next((recipe for recipe in (own, *same) if not changed(run, recipe)), own)
-
-
-def changed(run: dict, recipe: Recipe) -> dict:
-    """Return the settings of `run` that `recipe` has otherwise; what it lacks was the default."""
-    given = dataclasses.asdict(Recipe("")) | run["recipe"]
-    settings = (field.name for field in dataclasses.fields(Recipe) if field.name not in ASIDE)
-    return {name: given[name] for name in settings if given[name] != getattr(recipe, name)}
-
-
-def changes_of(run: dict) -> str:
-    """Return, as options of the command, what `run` was given besides its recipe's name."""
-    recipe = recipe_of(run)
-    own = recipe.source.removeprefix("cifar10-")
-    changes = {"teacher": run["teacher"]} if run.get("teacher", own) != own else {}
-    changes |= {"start": run["start"]} if "start" in run else {}
-    changes |= {name.replace("_", "-"): value for name, value in changed(run, recipe).items()}
-    said = {True: "", False: "no-"}
-    return " ".join(
-        f"--{said[value]}{name}" if isinstance(value, bool) else f"--{name} {value}"
-        for name, value in changes.items()
-    )
 
 
 def rank(run: dict) -> tuple:
     """Return what makes a scored `run` the one to tell of: the recipe's settings, length, judge."""
     samples = max(row.get("card", {}).get("samples", 0) for row in run["scores"].values())
     return (
-        -len(changed(run, recipe_of(run))),
+        -len(tables.changed(run, tables.recipe_of(run))),
         round(tables.minutes_of(run), 1),
         samples,
         len(run["scores"]),
@@ -106,7 +76,8 @@ def measured(results: tables.Results, folder: Path) -> str:
         if run["scores"] and run["recipe"]["method"] == RECIPES[run["recipe"]["name"]].method
     ]
     best = {
-        recipe_of(run).name: (name, run) for name, run in sorted(scored, key=lambda x: rank(x[1]))
+        tables.recipe_of(run).name: (name, run)
+        for name, run in sorted(scored, key=lambda x: rank(x[1]))
     }
     found = {key: measured_run(folder / name, run) for key, (name, run) in sorted(best.items())}
     digits = sorted(folder.parent.glob("digits_seed?.json"))

@@ -2,6 +2,7 @@
 
     python3 benchmarks/throughput.py --minutes 8 --profile          # edm and small, all steps
     python3 benchmarks/throughput.py --network small --compiles graphs
+    python3 benchmarks/throughput.py --network small --precision float32,bfloat16,float16
     python3 benchmarks/throughput.py --device cpu --tiny            # a rehearsal, in seconds
     torchrun --nproc_per_node 2 benchmarks/throughput.py --ddp      # two GPUs against one
 
@@ -12,6 +13,7 @@ over the bfloat16 matrix product's own speed, measured in the same run.
 import argparse
 import functools
 import gc
+import itertools
 import json
 import math
 import os
@@ -32,6 +34,7 @@ from consistency_edu.acceleration import compile_networks, set_precision, speed_
 from consistency_edu.consistency import ConsistencyModel
 from consistency_edu.consistency_training import ConsistencyTraining
 from consistency_edu.distillation import ConsistencyDistillation
+from consistency_edu.images.methods import PRECISIONS
 from consistency_edu.long_runs import init_distributed
 from consistency_edu.networks import named_unet
 from consistency_edu.pf_ode import EDMDenoiser, edm_objective, karras_sigmas
@@ -68,7 +71,7 @@ class Bench:
         self.end = time.perf_counter() + 60 * args.minutes
         self.size = 8 if args.tiny else 32
         self.is_gpu = self.device.type == "cuda"
-        self.precision = torch.bfloat16 if self.is_gpu else None  # most CPUs are slow with it
+        self.precision = None  # most CPUs are slow with anything but float32
         self.rows, self.peak, self.clock = [], float("nan"), {}
         self.card = torch.cuda.get_device_name() if self.is_gpu else "cpu"
         clock_and_power(self)  # the first call is slow
@@ -195,7 +198,9 @@ def measure_step(bench: Bench, name: str, kind: str) -> dict:
     )
     first_call = bench.wait() - start
     generator = torch.Generator(bench.device).manual_seed(0)
-    run = train(objective, batches, steps=10**6, lr=1e-4, generator=generator)
+    scaler = torch.amp.GradScaler(bench.device.type, enabled=bench.precision == torch.float16)
+    options = {"lr": 1e-4, "generator": generator, "scaler": scaler}
+    run = train(objective, batches, steps=10**6, **options)
     losses = [next(run).loss for _ in range(4)]
     say(f"    losses of the first steps: {', '.join(f'{loss:.4f}' for loss in losses)}")
     return finish(bench, (name, kind), lambda: next(run), first_call, is_compiled)
@@ -353,15 +358,19 @@ def attempt(bench: Bench, title: str, work: Callable, needs: float = 20) -> None
 
 def run_all(bench: Bench) -> None:
     """Measure everything, in the order of the command line."""
-    variant = VARIANTS.get(bench.args.compiles, "")
+    args, known = bench.args, [VARIANTS[bench.args.compiles]] * (bench.args.compiles in VARIANTS)
 
-    def work(name, kind):
+    def work(name, kind, precision):
+        precision = precision if bench.is_gpu else "float32"
+        bench.precision = PRECISIONS[precision]
         measure = measure_sampling if kind == "one-step sampling" else measure_step
+        variant = ", ".join(known + [precision] * (precision != "bfloat16"))
         report(bench, {"variant": variant} | measure(bench, name, kind))
 
-    for name in bench.args.network.split(","):
-        for word in bench.args.only.split(","):
-            attempt(bench, f"{name}: {STEPS[word]}", functools.partial(work, name, STEPS[word]))
+    every = (part.split(",") for part in (args.network, args.only, args.precision))
+    for name, word, precision in itertools.product(*every):
+        title = f"{name}: {STEPS[word]}, {precision}"
+        attempt(bench, title, functools.partial(work, name, STEPS[word], precision))
 
 
 def time_together(bench: Bench, objective: nn.Module, batches, workers) -> tuple[float, float]:
@@ -391,6 +400,7 @@ def run_ddp(bench: Bench) -> None:
     with init_distributed(args.device) as workers:
         if bench.is_gpu:
             bench.device = torch.device("cuda", torch.cuda.current_device())
+            bench.precision = torch.bfloat16
         torch.manual_seed(0)
         objective = edm_objective(EDMDenoiser(named_unet(name, dropout=0.13)))
         awaken(objective)
@@ -426,6 +436,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--network", default="edm,small", help="U-Nets; --ddp takes the first")
     parser.add_argument("--only", default=",".join(STEPS), help="the steps, in this order")
+    parser.add_argument("--precision", default="bfloat16", help="on a GPU; one or several")
     parser.add_argument(
         "--cached", action="store_true", help="note that the compiler's cache is warm"
     )

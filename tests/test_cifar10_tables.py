@@ -196,11 +196,11 @@ def test_a_run_with_just_the_settings_of_another_recipe_is_of_that_one():
     own, guided = RECIPES["cifar10-cd-small"], RECIPES["cifar10-cd-small-guided"]
     begun = dataclasses.asdict(own)
     run = {"recipe": begun | {"labels": True, "guidance": 2.0, "minutes": 3.0}}
-    assert gathered.recipe_of(run) is guided and not gathered.changed(run, guided)
+    assert tables.recipe_of(run) is guided and not tables.changed(run, guided)
     more = {"recipe": run["recipe"] | {"lr": 1e-5}}  # of neither: the name decides
-    assert gathered.recipe_of(more) is own
-    assert gathered.changed(more, own) == {"labels": True, "guidance": 2.0, "lr": 1e-5}
-    assert gathered.recipe_of({"recipe": begun}) is own
+    assert tables.recipe_of(more) is own
+    assert tables.changed(more, own) == {"labels": True, "guidance": 2.0, "lr": 1e-5}
+    assert tables.recipe_of({"recipe": begun}) is own
 
 
 @pytest.mark.parametrize("script", [tables, gathered], ids=lambda script: script.__name__)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from consistency_edu.data import InputError
+from consistency_edu.experiments.digits import DIGITS_SWEEPS
 from consistency_edu.experiments.sweeps import Sweep, load_sweep, run_sweep, summary
 
 
@@ -80,3 +81,18 @@ def test_a_number_does_not_replace_a_setting(tmp_path):
     sweep = Sweep("trial", "sums", lambda setting, seed: {"a": 1.0}, [{"a": 3}])
     with pytest.raises(InputError, match="a: a setting"):
         run_sweep(sweep, tmp_path)
+
+
+def test_what_all_runs_of_a_seed_read_is_made_once_and_before_them(tmp_path):
+    """Of two workers that made it at once, one was turned away, and the sweep ended."""
+    seen = []
+
+    def work(setting, seed):
+        return {"before": seen.count(seed)}
+
+    sweep = Sweep("trial", "", work, [{"a": 1}, {"a": 2}], (4, 5), seen.append)
+    rows = load_sweep(run_sweep(sweep, tmp_path).stem, tmp_path)
+    assert seen == [4, 5] and all(row["before"] == 1 for row in rows)
+    run_sweep(sweep, tmp_path)  # nothing is left to do
+    assert seen == [4, 5]
+    assert all(sweep.prepare for sweep in DIGITS_SWEEPS.values())  # they share their teachers

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHOD_NAMES', 'PROBES', 'NARROW', 'WIDE', 'FAST', 'HASTY', 'CHANGES', 'WHOLE', 'MOMENTUM_RUNS', 'DIGITS_SWEEPS',
            'DigitsConfig', 'draw', 'format_row', 'title', 'rows_of', 'train_digits', 'draw_table', 'run_digits',
-           'tangent_lengths', 'run_setting']
+           'tangent_lengths', 'kept_teacher', 'run_setting']
 
 # %% ../../nbs/lab/22_digits.ipynb #sc000004
 import dataclasses
@@ -176,12 +176,13 @@ def run_digits(config: DigitsConfig, report: Callable[[str], None] = tqdm.write)
 PROBES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)  # noise levels
 NARROW, WIDE = {"log_mean": -1.0, "log_std": 1.4}, {"log_mean": 0.0, "log_std": 2.0}
 FAST = {"lr": 1e-3, "rate": "constant", "steps": 1200}
-HASTY = FAST | NARROW | {"tangent_norm": 0.1, "optimizer": "adam"}
+HASTY = FAST | NARROW | {"tangent_norm": 0.1, "optimizer": "adam", "clip": 0.0}
 CHANGES = {
     "with momentum": {},
     "levels lower": {"log_mean": -2.0},
     "levels wider": {"log_std": 2.0},
     "not normalised": {"tangent_norm": 0.0},
+    "gradients clipped": {"clip": 0.06},
     "no momentum": {"optimizer": "adam_without_momentum"},
 }
 
@@ -200,18 +201,19 @@ def tangent_lengths(model: nn.Module, teacher: nn.Module, x: Tensor) -> list[flo
     return found
 
 
+def kept_teacher(seed: int) -> Path:
+    """Train the teacher of `seed`, as `consistency-edu digits` does, or find it; return its run."""
+    return train_digits(RECIPES["digits-teacher"], DigitsConfig(seed=seed))
+
+
 def run_setting(setting: dict, seed: int) -> dict:
     """Train the recipe of `setting`'s method with the rest of it; return its distance "frechet".
 
-    In one step; of sCT its "tangents", too.  The teacher of `seed` is kept where
-    `consistency-edu digits` keeps it.
+    In one step; of sCT its "tangents", too.
     """
     method = setting.get("method", "sct")
     recipe = dataclasses.replace(RECIPES[f"digits-{method}"], **setting)
-    known, bench = (
-        train_digits(RECIPES["digits-teacher"], DigitsConfig(seed=seed)),
-        digits_benchmark(seed=seed),
-    )
+    known, bench = kept_teacher(seed), digits_benchmark(seed=seed)
     runs = {"teacher": known} if METHODS[method].needs_teacher else {}
     runs |= {"start": known} if METHODS[method].needs_start else {}
     with tempfile.TemporaryDirectory() as folder:
@@ -234,6 +236,7 @@ DIGITS_SWEEPS: dict[str, Sweep] = {
         run_setting,
         [HASTY | change for change in CHANGES.values()],
         (10, 11),
+        kept_teacher,
     ),
     "digits_momentum": Sweep(
         "digits_momentum",
@@ -246,5 +249,6 @@ DIGITS_SWEEPS: dict[str, Sweep] = {
             for optimizer in ("adam", "adam_without_momentum")
         ],
         (10, 11),
+        kept_teacher,
     ),
 }

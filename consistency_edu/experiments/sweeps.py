@@ -39,6 +39,8 @@ class Sweep:
     work: Callable[[dict, int], dict]
     settings: Sequence[dict]
     seeds: Sequence[int] = (0, 1, 2)
+    prepare: Callable[[int], object] | None = None
+    """called once for a seed, before its runs: for files that all of them read"""
 
     def runs(self) -> list[dict]:
         """Return each setting with each seed, seeds outermost: a cut-off sweep is still fair."""
@@ -128,6 +130,8 @@ def run_sweep(sweep: Sweep, folder: str | Path = FOLDER, *, workers: int = 1) ->
     todo = [run for run, key in zip(sweep.runs(), order) if key not in known]
     hidden = bool(os.environ.get("IN_TEST"))
     with tqdm(total=len(order), initial=len(rows), desc=sweep.name, disable=hidden) as bar:
+        for seed in dict.fromkeys(run["seed"] for run in todo if sweep.prepare):
+            sweep.prepare(seed)
         for row in finished(sweep.work, todo, workers):
             rows.append(row)
             write_rows(path, sweep, rows, order)
