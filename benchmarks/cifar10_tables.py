@@ -258,7 +258,7 @@ def precisions(results: Results) -> str:
         cells += [pair([row.get("frechet", {}).get(k) for row in same]) for k in "12"]
         cells += [f"{statistics.mean(row['images_per_second'] for row in same):,.0f}"]
         rows.append([*kind, *cells, f"{max(row['gigabytes'] for row in same):.1f}"])
-    head = "method,precision,steps,of them overflowed,seconds,one step,two,images/s,GB"
+    head = "method,precision,steps,overflowed,seconds,one step,two,images/s,GB"
     return table(head, rows)
 
 
@@ -277,10 +277,10 @@ def costs(results: Results) -> str:
     for name, run in results.runs.items():
         parents, minutes = results.spent(name)
         told = " + ".join(f"`{made}` {spent:.1f}" for made, spent in zip(parents, minutes)) or "–"
-        words = recipe_of(run).name, options(changed(run, recipe_of(run)))
-        is_of = f"`{' '.join(words).removeprefix('cifar10-').strip()}`"
+        recipe = recipe_of(run)
+        words = f"{recipe.name.removeprefix('cifar10-')} {options(changed(run, recipe))}"
         spent = [f"{minutes[-1]:.1f}", f"{sum(minutes):.1f}", run["device"].removeprefix("NVIDIA ")]
-        rows.append([f"`{name}`", is_of, told, *spent])
+        rows.append([f"`{name}`", f"`{words.strip()}`", told, *spent])
     head = "run,recipe cifar10-… and options,made from (minutes),own minutes,together,on one"
     return table(head, rows)
 

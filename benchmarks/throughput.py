@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from consistency_edu.acceleration import compile_networks, set_precision, speed_up
 from consistency_edu.consistency import ConsistencyModel
 from consistency_edu.consistency_training import ConsistencyTraining
+from consistency_edu.data import check_choice
 from consistency_edu.distillation import ConsistencyDistillation
 from consistency_edu.images.methods import PRECISIONS
 from consistency_edu.long_runs import init_distributed
@@ -71,7 +72,7 @@ class Bench:
         self.end = time.perf_counter() + 60 * args.minutes
         self.size = 8 if args.tiny else 32
         self.is_gpu = self.device.type == "cuda"
-        self.precision = None  # most CPUs are slow with anything but float32
+        self.precision = None  # as --precision says
         self.rows, self.peak, self.clock = [], float("nan"), {}
         self.card = torch.cuda.get_device_name() if self.is_gpu else "cpu"
         clock_and_power(self)  # the first call is slow
@@ -358,14 +359,13 @@ def attempt(bench: Bench, title: str, work: Callable, needs: float = 20) -> None
 
 def run_all(bench: Bench) -> None:
     """Measure everything, in the order of the command line."""
-    args, known = bench.args, [VARIANTS[bench.args.compiles]] * (bench.args.compiles in VARIANTS)
+    args = bench.args
 
     def work(name, kind, precision):
-        precision = precision if bench.is_gpu else "float32"
         bench.precision = PRECISIONS[precision]
         measure = measure_sampling if kind == "one-step sampling" else measure_step
-        variant = ", ".join(known + [precision] * (precision != "bfloat16"))
-        report(bench, {"variant": variant} | measure(bench, name, kind))
+        words = VARIANTS.get(args.compiles), precision if precision != "bfloat16" else None
+        report(bench, {"variant": ", ".join(filter(None, words))} | measure(bench, name, kind))
 
     every = (part.split(",") for part in (args.network, args.only, args.precision))
     for name, word, precision in itertools.product(*every):
@@ -447,6 +447,10 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     args.command = " ".join(sys.argv)
     args.batch = args.batch or (8 if args.tiny else 512)
+    if args.device == "cpu":  # most are slow with anything else
+        args.precision = "float32"
+    for word in args.precision.split(","):
+        check_choice("precision", word, PRECISIONS)
     return args
 
 

@@ -60,6 +60,13 @@ def folder(tmp_path):
         [{"what": "a smaller one", "one": 9.5, "two": None, "beside": "9.00"}],
     )
     row = {"paired": 0.1, "shuffled": 0.5}
+    same = {"method": "CD", "seconds": 9.0, "gigabytes": 7.5, "precision": "float16"}
+    rows = [
+        {"steps": 40, "overflowed": 2, "images_per_second": 6000, "frechet": {"1": 8, "2": 6}},
+        {"steps": 30, "overflowed": 1, "images_per_second": 4000, "frechet": {"1": 7.5, "2": 5}},
+        {"steps": 20, "overflowed": 0, "images_per_second": 2000, "precision": "float32"},
+    ]
+    write(folder / "precision.json", {"rows": [same | row for row in rows]})
     write(folder / "structure.json", {"cd-small/1": row, "teacher": "teacher-small/heun35"})
     return folder
 
@@ -72,7 +79,9 @@ def test_all_numbers_of_the_files_are_in_the_tables(folder):
         "| `cd-small-1` | 2 | **20.00** | 2.22 | 0.700 | 0.400 | 0.045 | 500 | 1 | 195 | 1.02 |",
         "| `teacher-small` | ddim | 10 | 40.50 | 100 | – |",
         "| `cd-small/1` | 1 | 30,000 |",
-        "| `cd-small` | – | 3.3 | 3.3 | a GPU |",
+        "| `cd-small` | `cd-small` | – | 3.3 | 3.3 | a GPU |",
+        "| CD | float16 | 40, 30 | 2, 1 | 9 | 8.00, 7.50 | 6.00, 5.00 | 5,000 | 7.5 |",
+        "| CD | float32 | 20 | 0 | 9 | – | – | 2,000 | 7.5 |",
         "| `cd-small/1` | 0.20 | – | – | – | – |",
         "- **features**: a judge",
         "| a smaller one | 9.50 | – | 9.00 |",
@@ -93,10 +102,13 @@ def test_what_is_missing_leaves_out_its_row(folder, missing):
 def test_a_runs_own_teacher_counts_and_is_paid_for(folder):
     run = json.loads((folder / "cd-small" / "run.json").read_text())
     write(
-        folder / "cd-small" / "run.json", run | {"teacher": "teacher-small", "start": "cd-small-1"}
+        folder / "cd-small" / "run.json",
+        run
+        | {"teacher": "teacher-small", "start": "cd-small-1"}
+        | {"recipe": run["recipe"] | {"lr": 1e-5}},
     )
     results = tables.read_results(folder)
-    told = "| `cd-small` | `teacher-small` 3.3 + `cd-small-1` 3.3 | 3.3 | 9.8 | a GPU |"
+    told = "| `cd-small --lr 1e-05` | `teacher-small` 3.3 + `cd-small-1` 3.3 | 3.3 | 9.8 | a GPU |"
     assert results.ratio("cd-small") == 3 and told in tables.costs(results)
     write(folder / "cd-small" / "run.json", run | {"teacher": "cd-small-1"})
     assert tables.read_results(folder).ratio("cd-small") == pytest.approx(0.9)

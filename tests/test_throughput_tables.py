@@ -2,7 +2,9 @@
 
 import importlib.util
 import sys
+from types import SimpleNamespace
 
+import torch
 from conftest import ROOT
 
 spec = importlib.util.spec_from_file_location("table", ROOT / "benchmarks" / "table.py")
@@ -40,3 +42,19 @@ def test_the_student_is_told_of_each_cpu_the_fastest_first(monkeypatch, tmp_path
         "| Some CPU | bfloat16 | 7.0 to **120.6** | 4 |",
         "| Slow CPU | float32 | 7.0 to **30.0** | 4 |",
     ]
+
+
+def test_a_row_tells_how_it_was_compiled_and_in_which_precision(monkeypatch):
+    spec = importlib.util.spec_from_file_location("bench", ROOT / "benchmarks" / "throughput.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    seen = []
+    monkeypatch.setattr(bench, "report", lambda _, row: seen.append((row["variant"], row["kind"])))
+    monkeypatch.setattr(bench, "attempt", lambda _, title, work: work())
+    monkeypatch.setattr(bench, "measure_step", lambda b, *_: {"kind": b.precision})
+    args = SimpleNamespace(network="small", only="edm", precision="bfloat16,float16")
+    for args.compiles in ("networks", "graphs"):
+        bench.run_all(SimpleNamespace(args=args))
+    kinds = torch.bfloat16, torch.float16
+    told = "", "float16", "CUDA graphs", "CUDA graphs, float16"
+    assert seen == list(zip(told, kinds * 2))

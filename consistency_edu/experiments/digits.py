@@ -232,7 +232,7 @@ MOMENTUM_RUNS += [{"method": m} | WHOLE | WIDE for m in ("scd", "sct")]
 DIGITS_SWEEPS: dict[str, Sweep] = {
     "digits_sct": Sweep(
         "digits_sct",
-        "sCT on digits at five times its first rate, one choice made otherwise; 8 core-minutes.",
+        "sCT on digits at five times its first rate, one choice made otherwise; 10 core-minutes.",
         run_setting,
         [HASTY | change for change in CHANGES.values()],
         (10, 11),

@@ -185,7 +185,7 @@ IMPROVED_SWEEPS: dict[str, Sweep] = {
         ),
         Sweep(
             "ect_spike",
-            "one gradient of ECT too long, clipped or not, on moons; 8 core-minutes.",
+            "one gradient of ECT too long, clipped or not, on moons; 9 core-minutes.",
             run_numbers,
             [
                 {"method": "ect", "spike": spike, "clip": clip}
