@@ -1,6 +1,7 @@
 """Sweeps: the same numbers from one process and from several, and nothing lost in between."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -96,3 +97,21 @@ def test_what_all_runs_of_a_seed_read_is_made_once_and_before_them(tmp_path):
     run_sweep(sweep, tmp_path)  # nothing is left to do
     assert seen == [4, 5]
     assert all(sweep.prepare for sweep in DIGITS_SWEEPS.values())  # they share their teachers
+
+
+def test_a_run_has_one_thread_and_no_bars_and_what_comes_after_has_its_own(tmp_path, monkeypatch):
+    monkeypatch.delenv("IN_TEST", raising=False)
+    before = torch.get_num_threads()
+
+    def work(setting, seed):
+        return {"threads": torch.get_num_threads(), "hidden": os.environ["IN_TEST"]}
+
+    torch.set_num_threads(2)
+    try:
+        (row,) = load_sweep(
+            run_sweep(Sweep("t", "", work, [{"a": 1}], [0]), tmp_path).stem, tmp_path
+        )
+        assert row["threads"] == 1 and row["hidden"] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert not os.environ["IN_TEST"]  # the next sweep shows its bar

@@ -87,7 +87,7 @@ def run_key(run: dict, keys: Sequence[str]) -> str:
 @contextlib.contextmanager
 def alone(seed: int) -> Iterator[None]:
     """Compute on one thread, from `seed` and without bars."""
-    threads, shown = torch.get_num_threads(), os.environ.get("IN_TEST")
+    threads, before = torch.get_num_threads(), os.environ.get("IN_TEST", "")
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     os.environ["IN_TEST"] = "1"
@@ -95,7 +95,7 @@ def alone(seed: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-        os.environ["IN_TEST"] = shown or ""
+        os.environ["IN_TEST"] = before
 
 
 def one_run(work: Callable[[dict, int], dict], run: dict) -> dict:
