@@ -319,6 +319,8 @@ def test_only_float16_scales_its_loss():
         for precision in ("float32", "bfloat16", "float16")
     }
     assert [s.is_enabled() for s in scalers.values()] == [False, False, True]
+    # of 2,000 steps, PyTorch's default, a run of minutes has a handful: a low scale would stay
+    assert scalers["float16"].get_growth_interval() == 200
 
 
 def test_a_precision_that_is_none_is_refused():
