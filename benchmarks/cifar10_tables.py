@@ -185,15 +185,6 @@ def changed(run: dict, recipe: Recipe) -> dict:
     return {name: given[name] for name in settings if given[name] != getattr(recipe, name)}
 
 
-def changes_of(run: dict) -> str:
-    """Return, as options of the command, what `run` was given besides its recipe's name."""
-    recipe = recipe_of(run)
-    own = recipe.source.removeprefix("cifar10-")
-    changes = {"teacher": run["teacher"]} if run.get("teacher", own) != own else {}
-    changes |= {"start": run["start"]} if "start" in run else {}
-    return options(changes | changed(run, recipe))
-
-
 def options(changes: dict) -> str:
     """Write the `changes` of a recipe, value by name, as options of the command."""
     said = {True: "", False: "no-"}

@@ -39,9 +39,18 @@ def measured_run(folder: Path, run: dict) -> dict:
     found = {"minutes": round(tables.minutes_of(run), 1), "device": run["device"]}
     found |= {"gigabytes": alone or max(memory, default=0) or None, "features": told["features"]}
     found |= {"data": told["reference"], "samples": told["samples"], "frechet": scores}
-    changes = tables.changes_of(run)
+    changes = changes_of(run)
     found |= {"with": changes} if changes else {}
     return found | {"seeds": [run["seed"]], "run": f"results/cifar10/{folder.name}"}
+
+
+def changes_of(run: dict) -> str:
+    """Return, as options of the command, what `run` was given besides its recipe's name."""
+    recipe = tables.recipe_of(run)
+    own = recipe.source.removeprefix("cifar10-")
+    changes = {"teacher": run["teacher"]} if run.get("teacher", own) != own else {}
+    changes |= {"start": run["start"]} if "start" in run else {}
+    return tables.options(changes | tables.changed(run, recipe))
 
 
 def rank(run: dict) -> tuple:

@@ -72,7 +72,7 @@ class Bench:
         self.end = time.perf_counter() + 60 * args.minutes
         self.size = 8 if args.tiny else 32
         self.is_gpu = self.device.type == "cuda"
-        self.precision = None  # as --precision says
+        self.precision = PRECISIONS[args.precision.split(",")[0]]
         self.rows, self.peak, self.clock = [], float("nan"), {}
         self.card = torch.cuda.get_device_name() if self.is_gpu else "cpu"
         clock_and_power(self)  # the first call is slow
@@ -400,7 +400,6 @@ def run_ddp(bench: Bench) -> None:
     with init_distributed(args.device) as workers:
         if bench.is_gpu:
             bench.device = torch.device("cuda", torch.cuda.current_device())
-            bench.precision = torch.bfloat16
         torch.manual_seed(0)
         objective = edm_objective(EDMDenoiser(named_unet(name, dropout=0.13)))
         awaken(objective)
@@ -436,7 +435,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--network", default="edm,small", help="U-Nets; --ddp takes the first")
     parser.add_argument("--only", default=",".join(STEPS), help="the steps, in this order")
-    parser.add_argument("--precision", default="bfloat16", help="on a GPU; one or several")
+    parser.add_argument("--precision", default="bfloat16", help="on a GPU; --ddp takes the first")
     parser.add_argument(
         "--cached", action="store_true", help="note that the compiler's cache is warm"
     )

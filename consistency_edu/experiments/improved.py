@@ -54,7 +54,9 @@ TAU = 0.35  # where a second step restarts
 class SpikedTuning(EasyTuning):
     """ECT whose gradient is `spike` times as long in one step, that after 1,000 others."""
 
-    spike = 1.0
+    def __init__(self, online: nn.Module, *, spike: float, **options):
+        super().__init__(online, **options)
+        self.spike = spike
 
     def forward(
         self, x: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
@@ -97,9 +99,7 @@ def student_objective(setting: dict, seed: int) -> tuple[nn.Module, float]:
         return ConsistencyDistillation(online, teacher, grid, **options), spent
     options |= {"total_steps": s["steps"]}
     if s["method"] == "ect":
-        tuning = SpikedTuning(online, stages=s["stages"], **options)
-        tuning.spike = s["spike"]
-        return tuning, spent
+        return SpikedTuning(online, spike=s["spike"], stages=s["stages"], **options), spent
     options |= {"s0": s["s0"], "s1": s["s1"]}
     if s["method"] == "ct":
         return ConsistencyTraining(online, mu0=s["mu0"], **options), spent
