@@ -57,7 +57,7 @@ def rank(run: dict) -> tuple:
     """Return what makes a scored `run` the one to tell of: the recipe's settings, length, judge."""
     samples = max(row.get("card", {}).get("samples", 0) for row in run["scores"].values())
     return (
-        -len(tables.changed(run, tables.recipe_of(run))),
+        -changes_of(run).count("--"),
         round(tables.minutes_of(run), 1),
         samples,
         len(run["scores"]),

@@ -145,7 +145,7 @@ def test_a_run_of_a_sweep_is_given_what_its_method_needs(
 def test_the_sweep_of_momentum_changes_nothing_else():
     settings = digits.DIGITS_SWEEPS["digits_momentum"].settings
     pairs = [{k: v for k, v in s.items() if k != "optimizer"} for s in settings]
-    assert pairs[::2] == pairs[1::2] and len(settings) == 2 * (8 + 4)
+    assert pairs[::2] == pairs[1::2] and len(settings) == 2 * (8 + 5)
     assert {s["optimizer"] for s in settings[::2]} == {"adam"}
     for setting in settings[17::2]:  # the whole recipes, as they are
         recipe = RECIPES[f"digits-{setting['method']}"]

@@ -228,6 +228,7 @@ WHOLE = {"lr": 1e-3, "rate": "cosine", "steps": 4000}  # as in the recipes
 MOMENTUM_RUNS = [{"method": m} | FAST for m in ("cd", "ct", "ict", "ect", "boot", "meanflow")]
 MOMENTUM_RUNS += [{"method": m} | FAST | NARROW for m in ("scd", "sct")]
 MOMENTUM_RUNS += [{"method": m} | WHOLE for m in ("ct", "ict")]
+MOMENTUM_RUNS += [{"method": "ect"} | WHOLE | {"lr": 5e-4}]
 MOMENTUM_RUNS += [{"method": m} | WHOLE | WIDE for m in ("scd", "sct")]
 DIGITS_SWEEPS: dict[str, Sweep] = {
     "digits_sct": Sweep(
@@ -241,7 +242,7 @@ DIGITS_SWEEPS: dict[str, Sweep] = {
     "digits_momentum": Sweep(
         "digits_momentum",
         "Methods on digits with momentum and without, at a constant or a falling rate; "
-        "30 core-minutes.",
+        "35 core-minutes.",
         run_setting,
         [
             setting | {"optimizer": optimizer}

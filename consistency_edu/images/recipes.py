@@ -178,11 +178,13 @@ DIGITS_RECIPES = (
     ),
     Recipe(
         "digits-ect", method="ect", source="digits-teacher",
-        about="ECT of the teacher's weights in 8 stages.",
+        about="ECT of the teacher's weights in 10 stages.",
         data="digits", network="mlp", device="cpu",
-        batch=512, steps=4000, lr=7e-4, rate="cosine", warmup=50, optimizer="adam", ema=0.9995,
+        batch=512, steps=4000, lr=5e-4, rate="cosine", warmup=50,
+        optimizer="adam_without_momentum", ema=0.9995,
         sigma_min=2e-3, sigma_max=10.0, sigma_data=0.54, middle=0.6,
-        log_mean=-1.1, log_std=2.0, stages=8, q=2.0, distance="pseudo_huber", weight="inverse_gap",
+        log_mean=-0.4, log_std=2.3, stages=10, q=2.0, distance="pseudo_huber",
+        weight="inverse_gap",
     ),
     Recipe(
         "digits-scd", method="scd", source="digits-teacher",
