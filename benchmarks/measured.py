@@ -40,24 +40,24 @@ def measured_run(folder: Path, run: dict) -> dict:
     found |= {"gigabytes": alone or max(memory, default=0) or None, "features": told["features"]}
     found |= {"data": told["reference"], "samples": told["samples"], "frechet": scores}
     changes = changes_of(run)
-    found |= {"with": changes} if changes else {}
+    found |= {"with": tables.options(changes)} if changes else {}
     return found | {"seeds": [run["seed"]], "run": f"results/cifar10/{folder.name}"}
 
 
-def changes_of(run: dict) -> str:
-    """Return, as options of the command, what `run` was given besides its recipe's name."""
+def changes_of(run: dict) -> dict:
+    """Return what `run` was given besides its recipe's name, value by option."""
     recipe = tables.recipe_of(run)
     own = recipe.source.removeprefix("cifar10-")
     changes = {"teacher": run["teacher"]} if run.get("teacher", own) != own else {}
     changes |= {"start": run["start"]} if "start" in run else {}
-    return tables.options(changes | tables.changed(run, recipe))
+    return changes | tables.changed(run, recipe)
 
 
 def rank(run: dict) -> tuple:
     """Return what makes a scored `run` the one to tell of: the recipe's settings, length, judge."""
     samples = max(row.get("card", {}).get("samples", 0) for row in run["scores"].values())
     return (
-        -changes_of(run).count("--"),
+        -len(changes_of(run)),
         round(tables.minutes_of(run), 1),
         samples,
         len(run["scores"]),

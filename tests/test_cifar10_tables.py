@@ -185,6 +185,8 @@ def test_measured_takes_the_longest_scored_run_and_medians_of_digits(folder):
     run = json.loads((folder / "cd-small-1" / "run.json").read_text())
     write(folder / "cd-small-1" / "run.json", run | {"seconds": 500.0})
     assert tell()["cifar10-cd-small"]["run"] == "results/cifar10/cd-small-1"
+    write(folder / "cd-small-1" / "run.json", run | {"seconds": 500.0, "teacher": "another"})
+    assert tell()["cifar10-cd-small"]["run"] == "results/cifar10/cd-small"  # of the recipe's own
     other = run["recipe"] | {"method": "ct"}  # a run of another recipe
     write(folder / "cd-small-1" / "run.json", run | {"seconds": 500.0, "recipe": other})
     assert tell()["cifar10-cd-small"]["run"] == "results/cifar10/cd-small"
