@@ -412,7 +412,7 @@ def test_the_recorded_training_stays_whatever_the_set(browser, site):
     wait_until_said(page, "apart[.] After 100 steps 84 %")
     before = drawn(chart)
     page.get_by_label("Data", exact=True).first.select_option("circles")
-    wait_until_said(page, "moons After 100 steps 84 %")
+    wait_until_said(page, "on this set[.] After 100 steps 84 %")
     assert drawn(chart) == before and before["#9467bd"] > 100
     panel.get_by_label("Training step").fill("32")
     wait_until_said(page, "After 800 steps")
@@ -424,6 +424,38 @@ def test_the_recorded_training_stays_whatever_the_set(browser, site):
     panel.get_by_role("button", name="Back to moons").click()
     wait_until_said(page, "apart[.] After 800 steps")
     assert panel.get_by_label("One bar for each pair").is_visible() and not page.faults
+    page.close()
+
+
+@pytest.mark.parametrize("dataset", ["moons", "circles"])
+def test_no_draw_takes_a_control_from_the_hand(browser, site, dataset):
+    page = visit(browser, site, "all")
+    page.get_by_label("Data", exact=True).first.select_option(dataset)
+    wait_until_said(page, "No student" if dataset == "circles" else "CD")
+    page.evaluate("""async () => {
+      window.P = await import("./playground/panels.js");
+      window.controls = () => [...document.querySelectorAll(".play :is(button, select, input)")];
+      window.before = controls();
+    }""")
+    again = """async () => {
+      P.update({});
+      await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+    }"""
+    page.evaluate(again)
+    assert page.evaluate("before.length") > 15
+    assert page.evaluate("controls().every((one, i) => one === before[i])")
+    backs = page.get_by_role("button", name="Back to moons")
+    assert backs.count() == (4 if dataset == "circles" else 0)
+    if backs.count():
+        backs.first.focus()
+        page.evaluate(again)
+        assert page.evaluate("document.activeElement.textContent") == "Back to moons"
+        backs.last.hover()
+        page.mouse.down()
+        page.evaluate(again)
+        page.mouse.up()  # a press that began before the draw
+        wait_until_said(page, "CD")
+        assert page.evaluate("document.activeElement.tagName") == "OUTPUT" and not backs.count()
     page.close()
 
 

@@ -157,12 +157,18 @@ function lay(title, text, columns) {
 /** What a panel says; it can take the focus. @returns {HTMLOutputElement} */
 const readout = () => make("output", { tabIndex: -1 });
 
-/** Say that no student answers here, and offer the set that has them. @param {HTMLOutputElement} says */
+/** Say whether students answer here, and a button to the set that has them.  It is made once:
+ * were it made at each draw, a draw would take its focus, and a press begun on the one before.
+ * @param {HTMLOutputElement} says */
 function lack(says) {
-  says.append(" No student was trained on this set. ", button("Back to moons", () => {
+  const back = button("Back to moons", () => {
     says.focus();
     update({ set: "moons" });
-  }));
+  });
+  return { back, tell(/** @type {boolean} */ isLacking) {
+    back.hidden = !isLacking;
+    if (isLacking) says.value += " No student was trained on this set.";
+  } };
 }
 
 /** Stop what plays, and stay at `level`. */
@@ -290,7 +296,7 @@ function pathPanel() {
     + "student's jump is far from the end of the path, or where noises close together end far apart.",
   move);
   const level = levelControls(true, "Walk", (k) => `${2 * k} evaluations`);
-  const set = setChoice(), says = readout();
+  const set = setChoice(), says = readout(), { back, tell } = lack(says);
   let kind = "cd";
   const behind = choice("Red shows", BEHIND, (value) => {
     kind = value;
@@ -305,7 +311,7 @@ function pathPanel() {
     + "the data (the probability-flow ODE), in 17 steps of two evaluations. CD, CT and BOOT were "
     + "trained in three ways to jump to the path's end in one. DMD was asked only for points like the "
     + "data: its jumps end on the data, but nearly never at the path's end.",
-    [[plane, [...level.boxes, set.box], says, marks],
+    [[plane, [...level.boxes, set.box], says, back, marks],
       [noises, ramp, [behind.box], about]]);
   return { element, says, views: [plane, noises], draw(data) {
     const { line, noise, path, end } = walk(data), sigma = LEVELS[state.level];
@@ -344,7 +350,7 @@ function pathPanel() {
     noises.put(state.at);
     says.value = `${2 * state.level} of ${2 * LAST} evaluations: sigma ${sigma.toPrecision(2)}.`
       + (errors.length ? ` How far from the exact end (cross): ${errors.join(", ")}.` : "");
-    if (!("cd" in data.students)) lack(says);
+    tell(!("cd" in data.students));
   } };
 }
 
@@ -356,7 +362,7 @@ function consistencyPanel() {
     + "coordinates of the answer along the path, and two dashed lines, those of the path's end.",
   { x: ["sigma 5, noise", "0.002, data"], y: (v) => written(v, 0), range: [-1.6, 1.6],
     ticks: [-1, 0, 1], xlabel: "noise level along the path" }, 0.9);
-  const level = levelControls(false), says = readout();
+  const level = levelControls(false), says = readout(), { back, tell } = lack(says);
   let name = "cd";
   const form = choice("Boundary condition", [["cd", "on (tied at 0.002)"], ["bare", "off"]], (value) => {
     name = value;
@@ -370,7 +376,7 @@ function consistencyPanel() {
     + "coordinates of CD's answer, should lie flat on the dashed lines. Its boundary condition ties the "
     + "answer at 0.002 to the point itself. Switch it off: then another student answers, first fitted to "
     + "the true ends, then trained on to agree with itself alone. It agrees on a wrong answer.",
-    [[plane, [...level.boxes, form.box], says, marks],
+    [[plane, [...level.boxes, form.box], says, back, marks],
     [chart, key([["line", COLORS.horizontal, "horizontal"], ["line", COLORS.vertical, "vertical"],
       ["dash", COLORS.data, "dashed: where the path ends"]])]]);
   return { element, says, views: [plane, chart], draw(data) {
@@ -403,7 +409,8 @@ function consistencyPanel() {
       says.value = `At ${levelWords(state.level)} the answer is ${pair(answer)}, `
         + `${written(distance(answer, end))} from the exact end. At the lowest level, 0.002, ${ties} `
         + `the path's point there: ${written(distance(answers[LAST], path[LAST]), 4)} away.`;
-    } else lack(says);
+    }
+    tell(!student);
     plane.mark(end, COLORS.ink, 5, "cross"); // on top
   } };
 }
@@ -427,13 +434,14 @@ function neighboursPanel() {
     step = value;
     update({});
   }, (k) => `${25 * k} of 800`);
-  const says = readout(), left = readout(), marks = key([["dot", COLORS.teacher, "the two neighbours"],
+  const says = readout(), left = readout(), { back, tell } = lack(says);
+  const marks = key([["dot", COLORS.teacher, "the two neighbours"],
     ["dot", COLORS.cd, "CD's answers to them"], DATA]);
   const element = lay("Two neighbours, one answer",
     "Consistency distillation (CD) takes two neighbours on a path, one step of the teacher apart, and "
     + "trains the student to answer both alike. Here it is trained: the gap, the distance of the two "
     + "answers, is mostly small.",
-    [[plane, [pairs.box], says, marks],
+    [[plane, [pairs.box], says, back, marks],
     [bars, chart, [training.box], left, key([["line", COLORS.other, "this step"],
       ["line", COLORS.data, "after 0, 100 … 800 steps"]]),
     "Recorded, on a grid of 40 levels of the moons: the error that is left, as a share of the untrained "
@@ -469,7 +477,8 @@ function neighboursPanel() {
         points: [[(i + 0.5) / LAST, 0], [(i + 0.5) / LAST, Math.max(gap, high / 100)]] }));
       says.value = `The two answers, at ${levelWords(k)} and ${levelWords(k + 1)}, are `
         + `${written(gaps[k], 4)} apart.`;
-    } else lack(says);
+    }
+    tell(!student);
     if (!climb) return;
     const { errors, sigmas } = climb, first = sigmas.findIndex((sigma) => sigma > 0.09);
     const [start, end] = [sigmas[first], sigmas[sigmas.length - 1]].map(Math.log);
@@ -501,6 +510,7 @@ function signalPanel() {
   const clear = new View("The signals of these points", "300 signals, crowded in the middle at high noise "
     + "and spread along the data at low noise, with the signal of the yellow point.");
   const level = levelControls(true), set = setChoice(), noises = crowd(), says = readout();
+  const { back, tell } = lack(says);
   const marks = key([["dot", COLORS.boot, "BOOT's guesses"], ["dash", COLORS.boot, "BOOT's guess of your "
     + "point's signal"], ["dot", COLORS.teacher, "exact"], ["ring", COLORS.ink, "large: of your point"],
     ["dot", COLORS.data, "300 noisy points x"],
@@ -511,7 +521,7 @@ function signalPanel() {
     + "guesses it, at any level, from the starting noise alone. It is not exact: compare pink with blue "
     + "at low noise. Drag the yellow starting point, and play.",
     [[noisy, [...level.boxes, set.box]],
-      [clear, says, marks]]);
+      [clear, says, back, marks]]);
   return { element, says, views: [noisy, clear], draw(data) {
     const { path, line, noise } = walk(data), sigma = LEVELS[state.level], student = data.students.boot;
     level.set();
@@ -539,7 +549,8 @@ function signalPanel() {
     says.value = `At ${levelWords(state.level)} the exact signal is ${pair(exact[state.level])}.`;
     scaleBar(clear);
     marks.children[0].hidden = marks.children[1].hidden = !student;
-    if (!student) return lack(says);
+    tell(!student);
+    if (!student) return;
     const learned = LEVELS.map((s) => student(noise, s));
     clear.line({ color: COLORS.boot, points: learned, width: 2.5, dash: [5, 4] });
     clear.mark(learned[state.level], COLORS.boot, 6);
