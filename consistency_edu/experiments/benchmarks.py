@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['TOY_SIGMAS', 'digits_benchmark', 'DIGIT_SIGMAS', 'ToyBenchmark', 'bounded', 'toy_benchmark', 'exact_ends',
-           'errors_at', 'error_field', 'show_errors', 'Magnified', 'learned_teacher', 'race', 'DigitsBenchmark',
-           'digits_teacher']
+           'errors_at', 'error_field', 'show_errors', 'Magnified', 'learned_teacher', 'race', 'step_costs',
+           'DigitsBenchmark', 'digits_teacher']
 
 # %% ../../nbs/lab/00_benchmarks.ipynb #benc0002
 import functools
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -178,6 +179,22 @@ def race(
         start = time.process_time()
     is_reached = found["sliced_w2"] <= goal
     return {"seconds": spent, "taken": state.step, **found, "is_reached": is_reached}
+
+# %% ../../nbs/lab/00_benchmarks.ipynb #benc0008b
+def step_costs(objectives: dict[str, nn.Module], x: Tensor, rounds: int = 15) -> dict[str, float]:
+    """Return the median processor seconds of a step of each of `objectives` on `x`, a batch.
+
+    A step is the loss and its gradient; all take turns, so that a busy machine is unfair to none.
+    """
+    spent = {name: [] for name in objectives}
+    for k in range(rounds + 2):  # the first two are not counted
+        for name, objective in objectives.items():
+            start = time.process_time()
+            objective(x).mean().backward()
+            objective.zero_grad(set_to_none=True)
+            if k > 1:
+                spent[name].append(time.process_time() - start)
+    return {name: statistics.median(found) for name, found in spent.items()}
 
 # %% ../../nbs/lab/00_benchmarks.ipynb #benc0010
 class DigitsBenchmark:

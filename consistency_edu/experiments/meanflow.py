@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['RUN', 'MEANFLOW', 'LEVELS', 'FIELD', 'MEANFLOW_SWEEPS', 'load_denoiser', 'build_run', 'noisy_points', 'level_errors',
-           'train_run', 'run_mean_flow', 'run_numbers', 'run_field', 'step_costs']
+           'train_run', 'run_mean_flow', 'run_numbers', 'run_field']
 
 # %% ../../nbs/lab/19_meanflow.ipynb #lab19004
 import collections
 import functools
-import statistics
 from time import process_time
 
 import torch
@@ -145,22 +144,6 @@ def run_field(setting: dict, seed: int) -> dict:
         "errors": level_errors(model, dataset),
         "field": thousandths.clamp(max=9999).round().int().tolist(),
     }
-
-# %% ../../nbs/lab/19_meanflow.ipynb #lab19018
-def step_costs(objectives: dict[str, nn.Module], x: Tensor, rounds: int = 15) -> dict[str, float]:
-    """Return the median processor seconds of a step of each of `objectives` on `x` `[B, D]`.
-
-    A step is the loss and its gradient; all take turns, so that a busy machine is unfair to none.
-    """
-    spent = {name: [] for name in objectives}
-    for k in range(rounds + 2):  # the first two are not counted
-        for name, objective in objectives.items():
-            start = process_time()
-            objective(x).mean().backward()
-            objective.zero_grad(set_to_none=True)
-            if k > 1:
-                spent[name].append(process_time() - start)
-    return {name: statistics.median(found) for name, found in spent.items()}
 
 # %% ../../nbs/lab/19_meanflow.ipynb #lab19030
 MEANFLOW_SWEEPS: dict[str, Sweep] = {

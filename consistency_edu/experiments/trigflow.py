@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRIGFLOW', 'C_NOISE', 'RESTART', 'FIELD', 'CHANGES', 'CHOICES', 'BRIEF', 'TRIGFLOW_SWEEPS', 'toy_model',
            'trig_teacher', 'trigflow_objective', 'restarted', 'run_trigflow', 'measure_field', 'run_field',
-           'choice_rows', 'loss_cost']
+           'choice_rows']
 
 # %% ../../nbs/lab/18_trigflow.ipynb #lab18004
 import copy
@@ -13,7 +13,7 @@ import functools
 from time import process_time
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..consistency import ConsistencyModel, quarter_log
 from ..data import toy, toy_batches
@@ -147,21 +147,6 @@ def choice_rows(usual: list[dict], choices: list[dict]) -> dict[str, list[dict]]
         setting = TRIGFLOW | change
         found[name] = [r for r in choices if all(r[key] == setting[key] for key in setting)]
     return found
-
-# %% ../../nbs/lab/18_trigflow.ipynb #lab18025
-def loss_cost(objective: nn.Module, x: Tensor, count: int, rounds: int = 3) -> float:
-    """Return the processor's milliseconds for a loss of `x` and its gradient.
-
-    The least of `rounds` means over `count` calls.
-    """
-    generator, means = torch.Generator().manual_seed(0), []
-    objective(x, generator=generator).mean().backward()
-    for _ in range(rounds):
-        start = process_time()
-        for _ in range(count):
-            objective(x, generator=generator).mean().backward()
-        means.append(1000 * (process_time() - start) / count)
-    return min(means)
 
 # %% ../../nbs/lab/18_trigflow.ipynb #lab18027
 BRIEF = {"ct": {"c": 0.03}, "cd": {"c": 0.03}, "sct": {"c": 0.0}, "scd": {"c": 0.1}}
