@@ -142,6 +142,13 @@ def test_a_run_of_a_sweep_is_given_what_its_method_needs(
     assert all(getattr(asked["recipe"], key) == value for key, value in setting.items())
 
 
+def test_the_sweep_of_batches_spends_the_same_images():
+    settings = digits.DIGITS_SWEEPS["digits_batch"].settings
+    assert {s["batch"] * s["steps"] for s in settings} == {2**19} and len(settings) == 3 * 3
+    assert all(s.keys() == {"method", "batch", "steps"} for s in settings)
+    assert all(RECIPES[f"digits-{s['method']}"].batch in digits.BATCHES for s in settings)
+
+
 def test_the_sweep_of_momentum_changes_nothing_else():
     settings = digits.DIGITS_SWEEPS["digits_momentum"].settings
     pairs = [{k: v for k, v in s.items() if k != "optimizer"} for s in settings]

@@ -644,7 +644,7 @@ def test_two_steps_of_pd_are_its_own_and_no_restart():
         ),
         ("cifar10-cd", ["not run to its end: at 1,564 images a second about 73 hours", "24.9 GB"]),
         ("cifar10-boot", ["needs cuda and cifar10-teacher; 200,000 steps, 512", "not measured"]),
-        ("digits-ct", ["needs cpu; 4,000 steps, 512", "0.58 in 1, 0.5 in 2"]),
+        ("digits-ct", ["needs cpu; 4,000 steps, 256", "0.59 in 1, 0.5 in 2"]),
     ],
 )
 def test_a_recipe_says_what_it_needs_and_what_came_of_it(name, words):
