@@ -174,6 +174,7 @@ class SignalModel(nn.Module):
 
     def forward(self, noise: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the predicted signal `[B, ...]` for standard normal `noise` at `sigma` `[B]`."""
+        of_shape(sigma, noise.shape[:1], "sigma")
         total = (self.sigma_max**2 + self.sigma_data**2) ** 0.5
         x = self.sigma_max * noise
         output = self.network(x / total, sigma.log() / 4, labels)

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['OWN', 'FIELDS', 'FILES', 'EDITS', 'COMMANDS', 'REMEDIES', 'toy_command', 'digits_command', 'print_paths',
-           'TrainConfig', 'split_changes', 'train_command', 'helpful', 'sources_of', 'out_of', 'SampleConfig',
-           'check_sample', 'sigmas_for', 'noise_for', 'class_number', 'labels_of', 'labels_for', 'walk', 'as_png',
-           'png_of', 'sample_command', 'RecipesConfig', 'DoctorConfig', 'recipes_command', 'doctor_command', 'examine',
-           'installed', 'gpus', 'SweepConfig', 'all_sweeps', 'sweep_command', 'EvaluateConfig', 'is_of_images',
-           'check_evaluation', 'file_of', 'images_to_compare', 'sample_batches', 'held_out', 'warn_if_few',
-           'evaluate_command', 'rows_for', 'EditConfig', 'edit_command', 'check_edit', 'read_image', 'read_mask',
-           'save_picture', 'keep_and_fill', 'generator_of', 'inpaint', 'colorize', 'superres', 'stroke',
-           'denoise_image', 'walk_between', 'check_words', 'check_numbers', 'parse', 'stopped', 'meant', 'print_error',
-           'attempt', 'main', 'silence']
+           'TrainConfig', 'split_changes', 'train_command', 'helpful', 'check_train', 'sources_of', 'out_of',
+           'beside_of', 'SampleConfig', 'check_sample', 'sigmas_for', 'noise_for', 'class_number', 'labels_of',
+           'labels_for', 'walk', 'showing', 'as_png', 'png_of', 'sample_command', 'RecipesConfig', 'DoctorConfig',
+           'recipes_command', 'doctor_command', 'examine', 'installed', 'gpus', 'SweepConfig', 'all_sweeps',
+           'sweep_command', 'EvaluateConfig', 'is_of_images', 'check_evaluation', 'file_of', 'images_to_compare',
+           'sample_batches', 'held_out', 'warn_if_few', 'evaluate_command', 'rows_for', 'EditConfig', 'edit_command',
+           'check_edit', 'read_image', 'read_mask', 'save_picture', 'keep_and_fill', 'generator_of', 'inpaint',
+           'colorize', 'superres', 'stroke', 'denoise_image', 'walk_between', 'check_words', 'check_numbers', 'parse',
+           'stopped', 'meant', 'print_error', 'attempt', 'main', 'silence']
 
 # %% ../nbs/23_cli.ipynb #cf59297f
 import contextlib
@@ -31,7 +31,7 @@ import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -42,19 +42,27 @@ import torch
 import tyro
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 import consistency_edu
 from .data import InputError, check_choice, draw_normal, per_sample
 from .experiments.digits import DigitsConfig, run_digits
 from .experiments.sweeps import FOLDER, Sweep, run_sweep
-from .experiments.toy import ToyConfig, run_toy
+from .experiments.toy import ToyConfig, check_config, run_toy
 from .files import check_writable, write_file
 from .image_sets import DOWNLOADS
 from .images.methods import METHODS, needed, override, sigma_grid
 from .images.recipes import RECIPES, Recipe, describe
 from .images.runs import Run, has_bfloat16_units, load_run, pretrained_names
+from .images.setup import find_run, fit_precision
 from .images.trainer import train_recipe
-from .long_runs import CheckpointManager, InterruptHandler, WorkerLost, is_first
+from consistency_edu.long_runs import (
+    CheckpointManager,
+    InterruptHandler,
+    WorkerLost,
+    hold,
+    is_first,
+)
 from .pf_ode import karras_sigmas, solve_pf_ode
 from .sampling import sample_multistep, spherical_mix
 from .training import TrainingDiverged
@@ -63,6 +71,7 @@ from .viz import image_grid
 # %% ../nbs/23_cli.ipynb #380509c5
 def toy_command(config: ToyConfig) -> None:
     """Run the toy experiment and say where its files are."""
+    check_config(config)
     print(f"Training on '{config.dataset}', seed {config.seed}; --methods chooses the students.")
     print_paths(run_toy(config))
 
@@ -141,6 +150,7 @@ def train_command(config: TrainConfig) -> None:
     name = check_choice("recipe", config.recipe, tuple(RECIPES))
     recipe = override(RECIPES[name], config.changes)
     out = out_of(config)
+    check_train(config, recipe)
     sources = sources_of(config, recipe)
     if is_first():
         print(f"Training {name} into '{out}'.")
@@ -159,6 +169,20 @@ def helpful(args: Sequence[str]) -> type:
     return dataclasses.make_dataclass("TrainConfig", [("fields", kind, recipe)], **options)
 
 # %% ../nbs/23_cli.ipynb #cl000003part2
+def check_train(config: TrainConfig, recipe: Recipe) -> None:
+    """Raise InputError, before a teacher is trained first, if the run of `config` cannot begin."""
+    folder = out_of(config)
+    options = {"keep": config.keep, "every": config.save_every}
+    checkpoints = CheckpointManager(folder / "checkpoints", **options)
+    if "RANK" in os.environ:
+        return  # of several workers each looks for itself, when all are there
+    recipe = fit_precision(recipe, choose_device(recipe.device))
+    asked = {"recipe": dataclasses.asdict(recipe), "seed": config.seed}
+    if not find_run(folder, checkpoints, asked, config.resume):
+        with hold(folder):  # nobody else does, and it can be written
+            pass
+
+
 def sources_of(config: TrainConfig, recipe: Recipe) -> dict[str, Path | None]:
     """Return the folders of the teacher of `recipe` and of the run that it starts from, or None.
 
@@ -170,11 +194,16 @@ def sources_of(config: TrainConfig, recipe: Recipe) -> dict[str, Path | None]:
     if not role or given[role] is not None or not recipe.source or is_over:
         return given
     own = RECIPES[check_choice("recipe", recipe.source, tuple(RECIPES))]
-    beside = Path(os.path.normpath(out_of(config) / ".." / recipe.source))
+    beside = beside_of(config, recipe.source)
     fits = (own.device, own.data, own.network) == ("cpu", recipe.data, recipe.network)
     if fits and "RANK" not in os.environ and not (beside / "run.json").exists():
         print(f"First its teacher: training {own.name} into '{beside}'.")
-        train_recipe(own, beside, seed=config.seed, resume=True)
+        try:
+            train_recipe(own, beside, seed=config.seed, resume=True)
+        except InputError as error:
+            raise InputError(
+                f"of the teacher, which is trained first: {error} Or give a finished one, --{role}."
+            ) from None
     return given | ({role: beside} if beside.exists() else {})
 
 
@@ -184,6 +213,11 @@ FILES = {"card": "md", "samples": "png", "metrics": "jsonl", "model": "safetenso
 def out_of(config: TrainConfig) -> Path:
     """Return the folder of the run of `config`."""
     return config.out or Path("runs") / config.recipe
+
+
+def beside_of(config: TrainConfig, name: str) -> Path:
+    """Return the folder `name` beside that of the run of `config`."""
+    return Path(os.path.normpath(out_of(config) / ".." / name))
 
 # %% ../nbs/23_cli.ipynb #sa000002
 @dataclass(frozen=True)
@@ -306,6 +340,21 @@ def walk(run: Run, noise: Tensor, levels: Tensor, labels: Tensor | None, generat
     return stages / per_sample(torch.stack([noisy, torch.ones_like(noisy)], 1).flatten(), stages)
 
 
+@contextlib.contextmanager
+def showing(run: Run, calls: int) -> Iterator[None]:
+    """Show a bar, after two seconds, that counts the `calls` of the model of `run`."""
+    with tqdm(total=calls, unit=" evaluations", delay=2, leave=False) as bar:
+
+        def count(*_) -> None:
+            bar.update()
+
+        hook = run.model.register_forward_hook(count)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
 def as_png(images: Tensor, columns: int) -> bytes:
     """Return `images` `[B, C, H, W]` as a PNG file, its pixels enlarged if they are few."""
     pixels = (image_grid(images, columns) * 255).round().byte().squeeze(-1).numpy()
@@ -330,7 +379,15 @@ def sample_command(config: SampleConfig) -> None:
     noise = noise_for(run, config, generator).to(device)
     labels = labels_for(run, config, len(noise))
     labels = None if labels is None else labels.to(device)
-    stages = walk(run, noise, sigmas_for(run, config), labels, generator)
+    levels = sigmas_for(run, config)
+    calls = 2 * len(levels) - 1 if run.recipe.method == "teacher" else len(levels)
+    rows = torch.arange(len(noise)).split(128)
+    with showing(run, calls * len(rows)):
+        parts = [
+            walk(run, noise[r], levels, None if labels is None else labels[r], generator)
+            for r in rows
+        ]
+    stages = torch.cat(parts, 1)
     columns = len(stages) if config.path else config.ncol
     images = stages.transpose(0, 1).flatten(0, 1) if config.path else stages[-1]
     print_paths({"grid": write_file(config.out, as_png(images, columns))})
@@ -430,8 +487,6 @@ def sweep_command(config: SweepConfig) -> None:
         print(f"{sweep.name:28} {run_sweep(sweep, config.out, workers=config.workers)}")
 
 # %% ../nbs/23_cli.ipynb #ev19000b
-from collections.abc import Iterator
-
 from .data import choose_device
 from consistency_edu.evaluation import (
     FewImages,
@@ -623,6 +678,7 @@ from consistency_edu.editing import (
     keep_grey,
     keep_means,
     renoise_and_denoise,
+    to_patches,
 )
 from .image_sets import _decode, to_floats, to_pixels
 
@@ -667,7 +723,9 @@ def edit_command(config: EditConfig) -> None:
         raise InputError(
             f"'{config.run}' is a teacher, and edits need a student: distil it by cd first."
         )
-    save_picture(task(config, run), config.out)
+    with showing(run, len(config.sigmas) or config.steps):
+        picture = task(config, run)
+    save_picture(picture, config.out)
     print_paths({"picture": config.out})
 
 
@@ -680,8 +738,11 @@ def check_edit(config: EditConfig) -> None:
     if takes_mask != (config.mask is not None):
         remedy = "give one with --mask" if takes_mask else "leave --mask off"
         raise InputError(f"{config.task} takes {'a' if takes_mask else 'no'} mask: {remedy}.")
-    if min(config.steps, config.count, config.patch) < 1:
-        raise InputError("steps, count and patch must be at least 1.")
+    for name, most in (("steps", 10_000), ("count", 100), ("patch", 100)):
+        if not 1 <= getattr(config, name) <= most:
+            raise InputError(
+                f"{name} is {getattr(config, name)}: give a number from 1 to {most:,}."
+            )
     if config.out.suffix.lower() != ".png":
         raise InputError(f"'{config.out}' is no name of a PNG file: let --out end with .png.")
     check_writable(config.out.parent, config.out.name)
@@ -752,6 +813,7 @@ def colorize(config: EditConfig, run: Run) -> Tensor:
 
 def superres(config: EditConfig, run: Run) -> Tensor:
     """Refine patches of which the means are known."""
+    to_patches(torch.empty(1, *run.shape), config.patch)  # which says if it does not fit
     return keep_and_fill(config, run, keep_means(config.patch))
 
 
@@ -852,8 +914,16 @@ def parse(args: Sequence[str] | None):
 def stopped(config) -> str:
     """Say what an interrupted command leaves, and how to go on."""
     if isinstance(config, TrainConfig):
-        left = CheckpointManager(out_of(config) / "checkpoints").left
-        return f"stopped. {left}"
+        run = CheckpointManager(out_of(config) / "checkpoints")
+        known = RECIPES.get(config.recipe, Recipe(""))
+        source = config.changes.get("source", known.source)
+        first = CheckpointManager(beside_of(config, source) / "checkpoints").folders
+        if source and first and not run.folders:
+            told = f"Its teacher's last checkpoint is '{first[-1]}'"
+            return f"stopped. {told}: the same command goes on."
+        return f"stopped. {run.left}"
+    if isinstance(config, (SampleConfig, EditConfig)):
+        return "stopped. No picture was written."
     if isinstance(config, (ToyConfig, DigitsConfig)):
         return f"stopped. What was finished is in '{config.out}', under results and images."
     return "stopped. What was finished is kept; the same command goes on."

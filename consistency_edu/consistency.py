@@ -68,7 +68,8 @@ class ExactConsistency(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the end of the path through `x` `[B, ...]` at noise levels `sigma` `[B]`."""
-        ends = torch.asinh(sigma.to(x) / self.knee), math.asinh(self.sigma_min / self.knee)
+        u = torch.asinh(of_shape(sigma, x.shape[:1], "sigma").to(x) / self.knee)
+        ends = u, math.asinh(self.sigma_min / self.knee)
         return runge_kutta(lambda x, u: self._velocity(x, u, labels), x, *ends, self.steps)
 
 # %% ../nbs/09_consistency.ipynb #cb9a2e0b

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOYS', 'squared_distances', 'mixture_log_density', 'Components', 'GaussianMixture', 'check_floating', 'draw_normal',
-           'draw_uniform', 'draw_points', 'check_choice', 'toy', 'data_std', 'load_digits', 'of_shape', 'per_sample',
-           'choose_device', 'widest', 'toy_batches', 'tensor_batches']
+           'draw_uniform', 'draw_points', 'check_choice', 'toy', 'data_std', 'load_digits', 'of_shape', 'check_dtype',
+           'per_sample', 'choose_device', 'widest', 'toy_batches', 'tensor_batches']
 
 # %% ../nbs/01_data.ipynb #4d9ae635
 import difflib
@@ -241,14 +241,24 @@ def of_shape(value: Tensor, shape: Sequence[int], what: str) -> Tensor:
     raise InputError(f"{what} is {found}, and must be {list(shape)}: reshape it to that.")
 
 
+def check_dtype(x: Tensor, weight: Tensor) -> None:
+    """Raise InputError unless samples `x` and a network's `weight` are of one dtype."""
+    if x.dtype != weight.dtype:
+        found, own = (str(t.dtype).removeprefix("torch.") for t in (x, weight))
+        raise InputError(
+            f"samples of {found} meet a network of {own}: give x.to(torch.{own}), or move the "
+            f"network, network.to(torch.{found})."
+        )
+
+
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """Reshape `values` `[B]` to `[B, 1, ...]` so that it scales `like` `[B, ...]` row by row.
 
-    One number `[]` scales all rows.  Raises InputError for any other shape, and unless `like` holds
-    floating numbers.
+    One number `[]` scales all rows.  Raises InputError for any other shape, for what is no tensor,
+    and unless `like` holds floating numbers.
     """
     check_floating(like)
-    if values.ndim:
+    if not isinstance(values, Tensor) or values.ndim:
         of_shape(values, like.shape[:1], f"what scales the rows of {list(like.shape)}")
     return values.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 

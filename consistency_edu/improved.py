@@ -19,6 +19,7 @@ from .distances import inverse_gap, pseudo_huber
 from .distillation import TargetNetwork
 from .dropout import same_dropout
 from .files import InputError
+from .pf_ode import check_lognormal
 from .training import StepCounter
 
 # %% ../nbs/17_improved.ipynb #im170010
@@ -44,6 +45,8 @@ def ict_probabilities(sigmas: Tensor, log_mean: float = -1.1, log_std: float = 2
     """
     ends = (sigmas.double().log() - log_mean) / (log_std * math.sqrt(2))
     mass = torch.special.erf(ends).diff()
+    if not mass.sum() > 0:
+        raise InputError(f"no level of the grid is drawn with ln sigma about {log_mean}: move it.")
     return mass / mass.sum()
 
 # %% ../nbs/17_improved.ipynb #im170014
@@ -67,6 +70,7 @@ class ImprovedTraining(ConsistencyTraining):
         weight: Callable = inverse_gap,
     ):
         ict_points(0, total_steps, s0, s1)  # check them now
+        check_lognormal(log_mean, log_std)
         options = {"total_steps": total_steps, "distance": distance, "weight": weight}
         super().__init__(online, mu0=0.0, **options)
         self.s0, self.s1 = s0, s1
@@ -114,6 +118,8 @@ def draw_lognormal(
     """
     ends = torch.tensor([low, high], dtype=torch.float64).log().sub(log_mean).div(log_std)
     first, last = torch.special.ndtr(ends).tolist()
+    if not first < last:
+        raise InputError(f"no level in [{low}, {high}] has ln sigma near {log_mean}: move it.")
     drawn = draw_uniform(like, generator).to(widest(like.device))
     place = torch.special.ndtri(first + (last - first) * drawn)
     return (log_mean + log_std * place).exp().clamp(low, high).to(like)
@@ -141,11 +147,12 @@ class EasyTuning(StepCounter):
         weight: Callable = inverse_gap,
     ):
         super().__init__()
-        if total_steps < 1 or stages < 1 or q <= 1 or not 0 <= denoising < 1:
+        if total_steps < 1 or stages < 1 or not (1 < q < math.inf and 0 <= denoising < 1):
             raise InputError(
                 "total_steps and stages must be at least 1, q above 1 and denoising in [0, 1), not "
                 f"{total_steps}, {stages}, {q} and {denoising}."
             )
+        check_lognormal(log_mean, log_std)
         self.online, self.distance, self.weight = online, distance, weight
         self.total_steps, self.stages, self.q, self.denoising = total_steps, stages, q, denoising
         self.log_mean, self.log_std = log_mean, log_std

@@ -43,7 +43,10 @@ class CheckpointManager:
 
     def __init__(self, folder: str | Path, *, keep: int = 3, every: int = 0):
         if not (keep >= 1 and every >= 0):
-            raise InputError(f"keep is {keep}, every {every}: at least 1 and 0 are needed.")
+            raise InputError(
+                f"keep is {keep}, save_every {every}: give 1 or more checkpoints to keep, and 0 or "
+                "more steps between them."
+            )
         self.folder, self.keep, self.every = Path(folder), keep, every
         self.count, self.seconds, self.cost = 0, 0.0, 0.0
         self.last = time.perf_counter()

@@ -18,7 +18,7 @@ from .distances import squared_l2
 from .dropout import same_dropout
 from .files import InputError
 from .improved import draw_lognormal
-from .pf_ode import check_range, check_sigma_data
+from .pf_ode import check_lognormal, check_range, check_sigma_data
 from .score import ExactDenoiser, call_denoiser
 from .trigflow import answer_and_change
 
@@ -156,10 +156,11 @@ class MeanFlow(nn.Module):
         log_std: float = 2.0,
     ):
         super().__init__()
-        if not (0 <= share <= 1 and power >= 0 and eps > 0 and log_std > 0):
+        check_lognormal(log_mean, log_std)
+        if not (0 <= share <= 1 and power >= 0 and eps > 0):
             raise InputError(
-                "share must be in [0, 1], power at least 0, eps and log_std above 0, not "
-                f"{share}, {power}, {eps} and {log_std}."
+                "share must be in [0, 1], power at least 0 and eps above 0, not "
+                f"{share}, {power} and {eps}."
             )
         self.online, self.teacher, self.use_own_tangent = online, teacher, use_own_tangent
         self.share, self.power, self.eps = share, power, eps

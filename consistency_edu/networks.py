@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import InputError, of_shape
+from .data import InputError, check_dtype, of_shape
 from .dropout import Dropout
 
 # %% ../nbs/04_networks.ipynb #ce6aa9ad
@@ -121,7 +121,8 @@ class MLP(nn.Module):
         """Return the network's raw output, with the shape of `x`."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise InputError(f"this network takes points [B, {self.dim}], not {tuple(x.shape)}.")
-        context = self.embed(of_shape(c_noise, x.shape[:1], "c_noise"))
+        check_dtype(x, self.first.weight)
+        context = self.embed(of_shape(c_noise, x.shape[:1], "c_noise").to(x.dtype))
         if self.embed_label is not None:
             context = context + self.embed_label(labels, x)
         context = add_gap(context, gap, self.embed_gap)
@@ -448,7 +449,8 @@ class UNet(nn.Module):
     ) -> Tensor:
         """Return the network's raw output, with the shape and dtype of `x`."""
         check_images(x, self.channels, self.divisor)
-        context = self.context(of_shape(c_noise, x.shape[:1], "c_noise"), labels, gap)
+        check_dtype(x, self.first.weight)
+        context = self.context(of_shape(c_noise, x.shape[:1], "c_noise").to(x.dtype), labels, gap)
         rounded = x.to(self.precision or x.dtype)
         if x.is_cuda:
             rounded = rounded.contiguous(memory_format=torch.channels_last)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SOLVERS', 'karras_sigmas', 'check_range', 'slope', 'euler_step', 'heun_step', 'check_decreasing', 'solve_pf_ode',
            'Counted', 'diffuse', 'ancestral_step', 'solve_reverse_sde', 'dpm2_step', 'adams_weights', 'solve_adams',
-           'EDMDenoiser', 'check_sigma_data', 'edm_objective', 'slope_and_divergence', 'log_likelihood', 'FromVP',
-           'ToVP']
+           'EDMDenoiser', 'check_lognormal', 'check_sigma_data', 'edm_objective', 'slope_and_divergence',
+           'log_likelihood', 'FromVP', 'ToVP']
 
 # %% ../nbs/08_pf_ode.ipynb #3abaeb00
 import math
@@ -256,6 +256,14 @@ class EDMDenoiser(nn.Module):
         return (data / total) ** 2 * x + s * data / total * output
 
 
+def check_lognormal(log_mean: float, log_std: float) -> None:
+    """Raise InputError unless ln sigma ~ N(`log_mean`, `log_std`²) is a law to draw levels by."""
+    if not (math.isfinite(log_mean) and 0 < log_std < math.inf):
+        raise InputError(
+            f"ln sigma cannot be N({log_mean}, {log_std}²): give finite numbers, log_std above 0."
+        )
+
+
 def check_sigma_data(sigma_data: float) -> None:
     """Raise InputError unless `sigma_data`, the spread of the data, is above 0 and finite."""
     if not 0 < sigma_data < math.inf:
@@ -267,8 +275,7 @@ def edm_objective(
 ) -> DenoisingScoreMatching:
     """Return EDM's objective (eq. 8): ln sigma ~ N(`log_mean`, `log_std`²), weight 1/c_out²."""
     data = denoiser.sigma_data
-    if not (math.isfinite(log_mean) and 0 < log_std < math.inf):
-        raise InputError(f"ln sigma cannot be N({log_mean}, {log_std}²): give finite numbers.")
+    check_lognormal(log_mean, log_std)
 
     def draw_sigma(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         rows = x.flatten(1)[:, 0]

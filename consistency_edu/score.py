@@ -88,6 +88,7 @@ class ExactPosterior(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return weights gamma `[B, K]` and variances v (`[B, K]`, `[B, 1]` if shared) at `x`."""
         of_shape(x, (len(x), self.means.shape[1]), "a batch of points")
+        of_shape(sigma, x.shape[:1], "sigma")
         variance = self.stds.to(x).square() + per_sample(sigma.to(x.device), x).square()
         weights = self.weights.to(x)
         if labels is not None:

@@ -169,6 +169,8 @@ def add_gradient(
     of `scaler`, if given.  Raises TrainingDiverged, on each of the workers, if the mean is not
     finite, even if each loss is.
     """
+    if not len(batch[0]):
+        raise InputError("a batch is empty: give at least one sample.")
     loss = objective(*batch, generator=generator)
     of_shape(loss, batch[0].shape[:1], f"the loss of {type(objective).__name__}")
     read = read_later(loss.detach().mean())

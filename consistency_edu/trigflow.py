@@ -23,6 +23,7 @@ from .files import InputError
 from .improved import draw_lognormal
 from .networks import NoiseEmbedding, UNet
 from .notation import angle_from_sigma
+from .pf_ode import check_lognormal
 from .score import call_denoiser
 from .training import StepCounter
 
@@ -210,6 +211,7 @@ class ContinuousConsistency(StepCounter):
             )
         if warmup < 0 or not (c is None or c > 0):
             raise InputError(f"warmup is {warmup}, c {c}: at least 0, and above 0 (or None).")
+        check_lognormal(log_mean, log_std)
         self.online, self.teacher, self.adaptive = online, teacher, adaptive
         self.log_mean, self.log_std, self.c, self.warmup = log_mean, log_std, c, warmup
         self.also_trained = () if adaptive is None else (adaptive,)

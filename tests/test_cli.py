@@ -1,5 +1,6 @@
 """The command line: exit statuses, one sentence for bad input, and files that are always whole."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -345,6 +346,70 @@ def test_other_ends_have_their_exit_status_too(tmp_path, monkeypatch):
             status, said = command(*training("--out", tmp_path / "run"))
         assert status == wanted and "Traceback" not in said
     assert "There is no checkpoint yet" in said
+
+
+@pytest.mark.parametrize(
+    ("args", "remedy"),
+    [
+        (("--keep", "0"), "keep is 0"),
+        (("--save-every", "-1"), "save_every -1"),
+        (("--device", "cuda:99"), "cuda:99"),
+        (("--out", "taken"), "choose another folder with --out"),
+        (("--out", "begun"), "use --resume"),
+    ],
+)
+def test_a_student_that_cannot_begin_is_refused_before_its_teacher_is_trained(
+    args, remedy, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "train_recipe", lambda *_, **__: pytest.fail("it was trained"))
+    (tmp_path / "taken").write_text("a file")
+    (tmp_path / "begun" / "checkpoints" / "step_000000001").mkdir(parents=True)
+    status, said = command("train", "digits-cd", *args)
+    assert status == 2 and remedy in said and len(said.splitlines()) == 1, said
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["begun", "taken"]  # nothing is left
+
+
+def test_the_teachers_checkpoint_is_told_if_it_was_stopped(tmp_path, monkeypatch):
+    def train_a_while(recipe, folder, **options):
+        (folder / "checkpoints" / "step_000000009").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "train_recipe", train_a_while)
+    args = ("train", "digits-cd", "--out", tmp_path / "cd")
+    status, said = command(*args)
+    assert status == 130 and "teacher/checkpoints/step_000000009': the same command goes" in said
+    monkeypatch.setattr(cli, "train_recipe", lambda *_, **__: throw(InputError("of another seed.")))
+    status, said = command(*args)
+    assert status == 2 and "of another seed. Or give a finished one, --teacher." in said
+
+
+def test_a_bar_counts_the_evaluations_of_a_picture(runs, tmp_path, monkeypatch):
+    class Bar(contextlib.nullcontext):
+        def __init__(self, total, **options):
+            super().__init__(self)
+            self.total, self.done = total, 0
+            bars.append(self)
+
+        def update(self):
+            self.done += 1
+            return True  # as tqdm does when it has drawn itself
+
+    bars = []
+    monkeypatch.setattr(cli, "tqdm", Bar)
+    out = tmp_path / "out.png"
+    sample = ("--nrow", 20, "--ncol", 20, "--steps", 3, "--out", out)  # 400 images, in four parts
+    for name, calls in (("teacher", 20), ("cd", 12)):
+        status, said = command("sample", runs / name, *sample)
+        assert status == 0 and Image.open(out).size == (160 * 3, 160 * 3), said
+        assert bars[-1].done == bars[-1].total == calls
+    Image.new("L", (8, 8), 100).save(tmp_path / "grey.png")
+    edit = ("--task", "stroke", "--image", tmp_path / "grey.png", "--sigmas", 1, 0.5, "--out", out)
+    assert command("edit", runs / "cd", *edit)[0] == 0
+    assert bars[-1].done == bars[-1].total == 2
+    monkeypatch.setattr(cli, "walk", lambda *_: throw(KeyboardInterrupt()))
+    status, said = command("sample", runs / "cd", "--out", tmp_path / "no.png")
+    assert status == 130 and "stopped. No picture was written." in said
 
 
 def throw(error):

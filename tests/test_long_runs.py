@@ -89,7 +89,7 @@ def test_when_one_is_due(tmp_path):
         kept.cost, kept.last = cost, now - ago
         assert kept.is_due(1) == is_due
     for options in ({"keep": 0}, {"every": -1}):
-        with pytest.raises(InputError, match="are needed"):
+        with pytest.raises(InputError, match="keep is .*, save_every .*: give"):
             CheckpointManager(tmp_path, **options)
 
 

@@ -26,6 +26,9 @@ from consistency_edu.distances import squared_l2, uniform_weight
 from consistency_edu.distillation import ConsistencyDistillation
 from consistency_edu.experiments.consistency import PathConsistency
 from consistency_edu.guidance import Guided, GuidedByLabel, LabelDropout, with_weight
+from consistency_edu.images.methods import PixelMLP
+from consistency_edu.improved import EasyTuning, ImprovedTraining
+from consistency_edu.meanflow import MeanFlow, MeanFlowModel
 from consistency_edu.networks import MLP, UNet
 from consistency_edu.pf_ode import (
     EDMDenoiser,
@@ -54,6 +57,7 @@ from consistency_edu.score import (
     log_uniform_sigmas,
 )
 from consistency_edu.training import train
+from consistency_edu.trigflow import ContinuousConsistency, trig_model
 
 B = 4
 X, S = torch.randn(B, 2), torch.full((B,), 0.7)
@@ -211,6 +215,21 @@ for word, levels in {"[B, 1]": S[:, None], "[1]": S[:1], "[B + 1]": torch.ones(B
         f"levels {word} for a network": lambda s=levels: MLP()(X, s),
         f"levels {word} for a U-Net": lambda s=levels: UNet(width=8)(torch.zeros(B, 1, 8, 8), s),
     }
+for word, level in {
+    "one level [] for all": torch.tensor(0.7),
+    "a float for a level": 0.7,
+}.items():
+    REFUSED |= {
+        f"{word}, {kind}": lambda f=f, s=level: f(X, s)
+        for kind, f in {
+            "the exact denoiser": EXACT,
+            "the exact f": ExactConsistency(EXACT, steps=2),
+            "EDM's denoiser": EDMDenoiser(MLP()),
+            "a consistency model": model(),
+            "a signal model": model(SignalModel),
+            "a network": MLP(),
+        }.items()
+    }
 REFUSED |= {
     "[1, 2] at [4] levels": lambda: EXACT(X[:1], S),
     "[1, 2] at [4] levels, EDM": lambda: EDMDenoiser(GOOD)(X[:1], S),
@@ -242,6 +261,43 @@ def test_wrong_shapes_are_one_sentence_with_both_shapes(name):
     assert said.endswith(".") and "\n" not in said
     if "whole" not in name and "U-Net" not in said and "network takes" not in said:
         assert re.search(r"\[.*\].*\[.*\]|a float.*\[.*\]", said), said
+
+
+# ------------------------------------------------------------------ types
+
+NETWORKS = {
+    "MLP": (MLP(), X),
+    "U-Net": (UNet(width=8), torch.zeros(B, 1, 8, 8)),
+    "MLP of pixels": (PixelMLP((1, 8, 8)), torch.zeros(B, 1, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16])
+def test_samples_of_another_type_are_one_sentence(name, kind):
+    network, x = NETWORKS[name]
+    with pytest.raises(InputError, match="samples of float.* network of float32: give x.to"):
+        model(network=network)(x.to(kind), S)
+    assert torch.equal(model(network=network)(x, S.double()), model(network=network)(x, S))
+
+
+@pytest.mark.parametrize("kind", ["cd", "ct", "boot", "multistep"])
+def test_objectives_and_samplers_say_so_too(kind):
+    run = {
+        "cd": lambda x: loss(ConsistencyDistillation(model(), EXACT, SIGMAS), x),
+        "ct": lambda x: loss(ConsistencyTraining(model(), total_steps=1), x),
+        "boot": lambda x: loss(Boot(model(SignalModel), EXACT, SIGMAS), x),
+        "multistep": lambda x: sample_multistep(model(), x, [5.0, 1.0]),
+    }[kind]
+    with pytest.raises(InputError, match="float64 meet a network of float32"):
+        run(X.double())
+    run(X)
+
+
+def test_an_empty_batch_is_no_fault_of_the_learning_rate():
+    objective = ConsistencyTraining(model(), total_steps=5)
+    with pytest.raises(InputError, match="a batch is empty: give at least one"):
+        next(train(objective, iter([(X[:0], None)]), steps=1))
 
 
 # ------------------------------------------------------------------ labels
@@ -311,6 +367,37 @@ def test_numbers_of_models_are_checked_when_they_are_made(name):
     kind, option, value = NUMBERS[name]
     with pytest.raises(InputError):
         kind(MLP(), **{option: value})
+
+
+LAWS = {
+    "iCT": lambda **law: ImprovedTraining(model(), total_steps=1, **law),
+    "ECT": lambda **law: EasyTuning(model(), total_steps=1, **law),
+    "sCT": lambda **law: ContinuousConsistency(trig_model(MLP()), **law),
+    "MeanFlow": lambda **law: MeanFlow(MeanFlowModel(MLP(use_gap=True)), **law),
+    "EDM": lambda **law: edm_objective(EDMDenoiser(MLP()), **law),
+}
+WRONG_LAWS = [{"log_std": s} for s in (0.0, -2.0, math.nan, math.inf)]
+WRONG_LAWS += [{"log_mean": m} for m in (math.nan, math.inf)]
+
+
+@pytest.mark.parametrize("law", WRONG_LAWS, ids=str)
+@pytest.mark.parametrize("name", LAWS)
+def test_the_law_of_levels_is_checked_when_an_objective_is_made(name, law):
+    with pytest.raises(InputError, match="ln sigma cannot be"):
+        LAWS[name](**law)
+
+
+@pytest.mark.parametrize("name", ["iCT", "ECT", "sCT", "MeanFlow"])
+@pytest.mark.parametrize("mean", [1e3, -1e3])
+def test_a_law_without_a_level_in_the_models_range_is_refused(name, mean):
+    with pytest.raises(InputError, match="ln sigma (near|about) .*: move it"):
+        loss(LAWS[name](log_mean=mean))
+
+
+def test_a_factor_of_ects_stages_is_finite():
+    for q in (1.0, math.nan, math.inf):
+        with pytest.raises(InputError, match="q above 1"):
+            EasyTuning(model(), total_steps=1, q=q)
 
 
 BAD = {"nan": math.nan, "inf": math.inf}

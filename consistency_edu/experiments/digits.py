@@ -144,7 +144,10 @@ def run_digits(config: DigitsConfig, report: Callable[[str], None] = tqdm.write)
     The table is written anew after every method.  Finished runs are not trained again.
     """
     if not 0 < config.effort < math.inf or not 0 <= config.seed < 2**63:
-        raise InputError("effort must be above 0, and the seed must lie in 0 … 2^63 - 1.")
+        raise InputError(
+            f"effort is {config.effort}, the seed {config.seed}: they must be above 0, and in "
+            "0 … 2^63 - 1."
+        )
     for method in config.only:
         check_choice("method", method, METHODS)
     check_writable(config.out / "runs")

@@ -460,7 +460,10 @@ def check_config(config: ToyConfig) -> None:
     toy(config.dataset)
     chosen_methods(config)
     if config.steps < 1 or config.samples < 2:
-        raise InputError("steps must be at least 1 and samples at least 2.")
+        raise InputError(
+            f"steps must be at least 1 and samples at least 2, not {config.steps} and "
+            f"{config.samples}."
+        )
     if not 0 <= config.seed < 2**63:
         raise InputError(f"the seed is {config.seed}: it must lie in 0 … 2^63 - 1.")
     for folder, kind in (("results", "json"), ("images", "png"), ("images", "gif")):

@@ -383,7 +383,10 @@ def check_recipe(recipe: Recipe) -> Recipe:
     for field, options in CHOICES.items():
         check_choice(field, getattr(recipe, field), options)
     if not recipe.sigma_min < recipe.middle < recipe.sigma_max:
-        raise InputError("sigma_min < middle < sigma_max is needed: change the one that is off.")
+        raise InputError(
+            "sigma_min < middle < sigma_max is needed: change the one that is off of "
+            f"{recipe.sigma_min}, {recipe.middle} and {recipe.sigma_max}."
+        )
     if recipe.points < 2 or (recipe.method == "pd" and recipe.points & (recipe.points - 1)):
         raise InputError(f"points is {recipe.points}: at least 2, and a power of 2 for pd.")
     if recipe.batch % recipe.accumulate:
