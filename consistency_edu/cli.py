@@ -346,6 +346,7 @@ def showing(run: Run, calls: int) -> Iterator[None]:
     with tqdm(total=calls, unit=" evaluations", delay=2, leave=False) as bar:
 
         def count(*_) -> None:
+            "Count one; what a hook returns, as the bar does, would take the answer's place."
             bar.update()
 
         hook = run.model.register_forward_hook(count)
