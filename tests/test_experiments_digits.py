@@ -149,6 +149,44 @@ def test_the_sweep_of_batches_spends_the_same_images():
     assert all(RECIPES[f"digits-{s['method']}"].batch in digits.BATCHES for s in settings)
 
 
+def test_layers_are_rounded_within_and_nowhere_else():
+    layers = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4))
+    x = torch.rand(7, 3, generator=torch.Generator().manual_seed(0))
+    before = layers(x)
+    for precision in (torch.bfloat16, torch.float16):
+        with digits.rounding_to(precision):
+            hidden, after = layers[:2](x), layers(x)
+        assert after.dtype == torch.float32 and torch.equal(after, after.to(precision).float())
+        assert not torch.equal(hidden, hidden.to(precision).float())  # tanh is no linear layer
+        assert 0 < (after - before).abs().max() < 4 * torch.finfo(precision).eps
+    with digits.rounding_to(torch.float32):
+        assert torch.equal(layers(x), before)
+    with pytest.raises(KeyError), digits.rounding_to(torch.bfloat16):
+        raise KeyError
+    assert torch.equal(layers(x), before)
+
+
+def test_a_rounded_run_is_a_run_of_the_rest_in_rounded_layers(monkeypatch):
+    layer, x, seen = torch.nn.Linear(3, 4), torch.rand(2, 3), {}
+
+    def run(setting, seed):
+        seen.update(setting=setting, seed=seed, answer=layer(x))
+        return {"frechet": 1.0}
+
+    monkeypatch.setattr(digits, "run_setting", run)
+    setting = {"method": "ect", "stages": 8, "precision": "bfloat16"}
+    assert digits.run_rounded(setting, 3) == {"frechet": 1.0}
+    assert seen["setting"] == {"method": "ect", "stages": 8} and seen["seed"] == 3
+    assert torch.equal(seen["answer"], seen["answer"].bfloat16().float())
+
+
+def test_the_sweep_of_rounding_changes_precision_and_stages_alone():
+    settings = digits.DIGITS_SWEEPS["digits_rounding"].settings
+    assert {(s["method"], s["steps"]) for s in settings} == {("ect", 1000)}
+    assert len({(s["precision"], s["stages"]) for s in settings}) == len(settings) == 3 * 5
+    assert RECIPES["digits-ect"].stages in digits.STAGES
+
+
 def test_the_sweep_of_momentum_changes_nothing_else():
     settings = digits.DIGITS_SWEEPS["digits_momentum"].settings
     pairs = [{k: v for k, v in s.items() if k != "optimizer"} for s in settings]
